@@ -1,0 +1,32 @@
+"""Fused kernels for SwAV: prototype scores, Sinkhorn codes and the swapped cross-entropy.
+
+Every op has a plain PyTorch meaning (`backend="reference"`) and fused backends (`"cpu"`,
+`"triton"`, `"cuda"`). `backend=None` picks one by device; see `available_backends()` and `doctor()`.
+"""
+
+from swav_kernels.dispatch import available_backends, use_backend
+from swav_kernels.doctor import doctor
+from swav_kernels.modules import FeatureQueue, Prototypes, SwAVLoss
+from swav_kernels.ops.prototype_scores import prototype_scores
+from swav_kernels.ops.sinkhorn import sinkhorn, sinkhorn_potentials
+from swav_kernels.ops.swapped_cross_entropy import swapped_cross_entropy
+from swav_kernels.ops.swav_loss import swav_loss
+from swav_kernels.ops.swav_potentials import swav_potentials
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FeatureQueue",
+    "Prototypes",
+    "SwAVLoss",
+    "__version__",
+    "available_backends",
+    "doctor",
+    "prototype_scores",
+    "sinkhorn",
+    "sinkhorn_potentials",
+    "swapped_cross_entropy",
+    "swav_loss",
+    "swav_potentials",
+    "use_backend",
+]

@@ -1,0 +1,194 @@
+"""Argument checks shared by the ops: one clear error each, before any kernel or collective."""
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+SMALLEST_EPSILON = 1e-30  # 1 / epsilon stays finite in float32
+PRECISIONS = ("float32", "bfloat16")
+NORM_EPS = 1e-12
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run a public op in its own precision inside an autocast region: float32 sums, not half."""
+
+    @functools.wraps(op)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        device_type = tensors[0].device.type if tensors else "cpu"
+        if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+            return op(*args, **kwargs)
+        with torch.autocast(device_type, enabled=False):
+            return op(*args, **kwargs)
+
+    return wrapped
+
+
+def check_tensor(op: str, argument: str, value: object, *layouts: str) -> Tensor:
+    """Require a floating tensor with one of the layouts, such as "[N, K]" or "[A, N, K]"."""
+    wanted = " or ".join(layouts)
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{op}: {argument} must be a torch.Tensor {wanted}, got {type(value).__name__}; "
+            "wrap it with torch.as_tensor"
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{op}: {argument} must have a floating dtype, got {value.dtype}; "
+            "convert it with .float()"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"{op}: {argument} must be a dense tensor, got {value.layout}; use .to_dense()"
+        )
+    if not any(layout == "[..., D]" or value.dim() == layout.count(",") + 1 for layout in layouts):
+        raise ValueError(
+            f"{op}: {argument} must have shape {wanted}, got {list(value.shape)}; "
+            "reshape it with .reshape or .unsqueeze(0)"
+        )
+    if value.dim() == 0:
+        raise ValueError(f"{op}: {argument} must have shape {wanted}, got a 0-dim tensor")
+    return value
+
+
+def check_shape(op: str, argument: str, value: Tensor, wanted: Sequence[int], meaning: str) -> None:
+    """Require an exact shape; `meaning` names its letters, such as "[A, K]"."""
+    if list(value.shape) != list(wanted):
+        raise ValueError(
+            f"{op}: {argument} must have shape {meaning} = {list(wanted)}, "
+            f"got {list(value.shape)}; the sizes must match the other arguments"
+        )
+
+
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    """Require that all given tensors live on one device."""
+    given = {name: t.device for name, t in tensors.items() if t is not None}
+    first_name, first = next(iter(given.items()))
+    for name, device in given.items():
+        if device != first:
+            raise ValueError(
+                f"{op}: {name} is on {device} but {first_name} on {first}; "
+                f"move it with .to('{first}')"
+            )
+
+
+def check_positive(op: str, argument: str, value: object, smallest: float = 0.0) -> float:
+    """Require a finite real number above 0 (and not below `smallest`)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {argument} must be a positive number, got {type(value).__name__}")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0 and number >= smallest):
+        at_least = f" of at least {smallest:g}" if smallest else ""
+        raise ValueError(
+            f"{op}: {argument} must be a positive finite number{at_least}, got {number:g}; "
+            f"the paper's is {'0.1' if argument == 'temperature' else '0.05'}"
+        )
+    return number
+
+
+def check_iterations(op: str, iterations: object, least: int) -> int:
+    """Require an integer of at least `least`."""
+    if isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral):
+        raise TypeError(f"{op}: iterations must be an integer, got {type(iterations).__name__}")
+    if iterations < least:
+        fix = "the paper's is 3" if least == 0 else "only sinkhorn() accepts 0; the paper's is 3"
+        raise ValueError(f"{op}: iterations must be at least {least}, got {iterations}; {fix}")
+    return int(iterations)
+
+
+def check_precision(op: str, precision: object) -> str:
+    """Require a known working precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
+        )
+    return str(precision)
+
+
+def check_assign(op: str, assign: object, num_crops: int) -> tuple[int, ...]:
+    """Require distinct crop indices in range, and a second crop to predict from."""
+    if num_crops < 2:
+        raise ValueError(
+            f"{op}: at least 2 crops are needed (V >= 2), got {num_crops}; "
+            "a crop predicts another's codes"
+        )
+    if not isinstance(assign, Sequence) or not all(
+        isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in assign
+    ):
+        raise TypeError(
+            f"{op}: assign must be a tuple of crop indices, got {assign!r}; the paper's is (0, 1)"
+        )
+    crops = tuple(int(i) for i in assign)
+    if not crops or len(set(crops)) != len(crops) or not all(0 <= i < num_crops for i in crops):
+        raise ValueError(
+            f"{op}: assign must be distinct crop indices in 0..{num_crops - 1}, got {crops}; "
+            "the paper's is (0, 1)"
+        )
+    return crops
+
+
+def check_prototype_weights(
+    op: str, weights: object, num_prototypes: int, like_name: str, like: Tensor, acc: torch.dtype
+) -> Tensor | None:
+    """Require prototype_weights [K] beside `like`; returned in accumulate dtype."""
+    if weights is None:
+        return None
+    tensor = check_tensor(op, "prototype_weights", weights, "[K]")
+    check_shape(op, "prototype_weights", tensor, (num_prototypes,), "[K]")
+    check_same_device(op, **{like_name: like, "prototype_weights": tensor})
+    return tensor.detach().to(acc).contiguous()
+
+
+def check_sample_weights(
+    op: str,
+    weights: object,
+    num_problems: int,
+    num_rows: int,
+    like_name: str,
+    like: Tensor,
+    acc: torch.dtype,
+) -> Tensor | None:
+    """Require sample_weights [N] or [A, N] beside `like`; returned as [A, N], accumulate dtype."""
+    if weights is None:
+        return None
+    tensor = check_tensor(op, "sample_weights", weights, "[N]", "[A, N]")
+    shape = (num_rows,) if tensor.dim() == 1 else (num_problems, num_rows)
+    check_shape(op, "sample_weights", tensor, shape, "[N]" if tensor.dim() == 1 else "[A, N]")
+    check_same_device(op, **{like_name: like, "sample_weights": tensor})
+    return tensor.detach().to(acc).expand(num_problems, num_rows).contiguous()
+
+
+def check_not_empty(op: str, argument: str, size: int, letter: str) -> None:
+    """Require at least one prototype or feature dimension."""
+    if size < 1:
+        raise ValueError(f"{op}: {argument} must have {letter} >= 1, got {letter} = 0")
+
+
+def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Return float64 if any input is, else float32: sums never run in half."""
+    return (
+        torch.float64
+        if any(t is not None and t.dtype == torch.float64 for t in tensors)
+        else torch.float32
+    )
+
+
+def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast to the common floating dtype; each gradient still returns in its own input's dtype."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def normalize_rows(features: Tensor) -> Tensor:
+    """L2-normalise the last dimension in accumulate precision; a zero row gets a zero gradient."""
+    features = features.to(accumulate_dtype(features))
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return torch.where(norm > 0, features / norm.clamp_min(NORM_EPS), torch.zeros_like(features))

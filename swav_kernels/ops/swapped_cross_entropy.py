@@ -1,0 +1,115 @@
+"""Public op `swapped_cross_entropy`: every crop predicts the codes of the other assign crops."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swav_kernels import checks, dispatch
+from swav_kernels.reference import swapped_cross_entropy as reference
+
+OP = "swapped_cross_entropy"
+DEFAULT_TEMPERATURE = 0.1  # Caron et al. 2020, appendix A
+DEFAULT_ASSIGN = (0, 1)  # the two large crops
+
+
+@checks.without_autocast
+def swapped_cross_entropy(
+    scores: Tensor,
+    codes: Tensor,
+    temperature: float = DEFAULT_TEMPERATURE,
+    *,
+    assign: Sequence[int] = DEFAULT_ASSIGN,
+    backend: str | None = None,
+) -> Tensor:
+    """Cross-entropy of every crop's prediction with the codes of every other assign crop.
+
+    `loss = mean over a, v != assign[a], b of -(codes[a, b] * log_p[v, b]).sum()` with
+    `log_p = log_softmax(scores / temperature, -1)`.
+
+    Args:
+        scores: [V, B, K], V >= 2 crops of B samples; -inf masks a prototype.
+        codes: [A, B, K], the codes of crops `assign`. Rows may sum to anything. They carry no
+            gradient: codes that require it are detached.
+        temperature: of the prediction's softmax, > 0.
+        assign: the A distinct crop indices whose codes are given.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        The loss, a float32 scalar (float64 for float64 inputs); 0 for an empty batch.
+
+    Raises:
+        TypeError: an argument is no floating tensor.
+        ValueError: shapes, devices or assign do not fit, or the backend cannot run here.
+
+    Example:
+        >>> scores = torch.zeros(2, 1, 4)
+        >>> codes = torch.full((2, 1, 4), 0.25)
+        >>> round(swapped_cross_entropy(scores, codes).item(), 4)  # ln 4
+        1.3863
+
+    Source: Caron et al. 2020 (arXiv 2006.09882), equations 1 and 2, and section 3.2 for multi-crop.
+    """
+    checks.check_tensor(OP, "scores", scores, "[V, B, K]")
+    checks.check_tensor(OP, "codes", codes, "[A, B, K]")
+    temperature = checks.check_positive(OP, "temperature", temperature, checks.SMALLEST_EPSILON)
+    num_crops, num_samples, num_prototypes = scores.shape
+    crops = checks.check_assign(OP, assign, num_crops)
+    checks.check_shape(OP, "codes", codes, (len(crops), num_samples, num_prototypes), "[A, B, K]")
+    checks.check_not_empty(OP, "scores", num_prototypes, "K")
+    checks.check_same_device(OP, scores=scores, codes=codes)
+    name = dispatch.choose_backend(
+        OP, scores.device, torch.promote_types(scores.dtype, codes.dtype), backend
+    )
+    codes = codes.detach()
+    if name == "reference":
+        acc = checks.accumulate_dtype(scores, codes)
+        return reference.swapped_cross_entropy(scores.to(acc), codes.to(acc), crops, temperature)
+    if codes.dtype == torch.float64 or scores.dtype == torch.float64:
+        scores, codes = scores.double(), codes.double()
+    return _SwappedCrossEntropy.run(
+        scores.contiguous(), codes.contiguous(), crops, temperature, dispatch.kernels(OP, name)
+    )
+
+
+class _SwappedCrossEntropy(torch.autograd.Function):
+    """Loss and d_scores come from one sweep, so the forward pass already holds the gradient."""
+
+    @classmethod
+    def run(
+        cls,
+        scores: Tensor,
+        codes: Tensor,
+        assign: tuple[int, ...],
+        temperature: float,
+        kernels: ModuleType,
+    ) -> Tensor:
+        if torch.is_grad_enabled() and scores.requires_grad:
+            loss: Tensor = cls.apply(scores, codes, assign, temperature, kernels)  # type: ignore[no-untyped-call]
+        else:
+            loss = kernels.loss_and_gradient(scores.detach(), codes, assign, temperature, False)[0]
+        return loss
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        codes: Tensor,
+        assign: tuple[int, ...],
+        temperature: float,
+        kernels: ModuleType,
+    ) -> Tensor:
+        loss: Tensor
+        loss, d_scores = kernels.loss_and_gradient(scores, codes, assign, temperature, True)
+        ctx.save_for_backward(d_scores)
+        ctx.dtype = scores.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (d_scores,) = ctx.saved_tensors
+        return (d_scores * grad_output).to(ctx.dtype), None, None, None, None

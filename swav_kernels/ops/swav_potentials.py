@@ -1,0 +1,121 @@
+"""Public op `swav_potentials`, the first half of `swav_loss`: what the Sinkhorn leaves behind."""
+
+import torch
+from torch import Tensor
+
+from swav_kernels import checks, dispatch
+from swav_kernels.distributed import Group, resolve_group
+from swav_kernels.ops.iteration import potentials
+from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
+from swav_kernels.reference import sinkhorn
+from swav_kernels.reference import swav_loss as reference
+
+OP = "swav_loss"  # the kernels of both halves live together
+
+
+@checks.without_autocast
+def swav_potentials(
+    features: Tensor,
+    prototypes: Tensor,
+    *,
+    epsilon: float = DEFAULT_EPSILON,
+    iterations: int = DEFAULT_ITERATIONS,
+    queue: Tensor | None = None,
+    group: Group = None,
+    normalize: bool = False,
+    prototype_weights: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+    precision: str = "float32",
+    backend: str | None = None,
+) -> Tensor:
+    """Prototype potentials of the Sinkhorn codes of features; scores [N, K] are never stored.
+
+    `f` such that `sinkhorn(z @ c.T) == softmax(z @ c.T / epsilon + f, -1)`, each of the A problems
+    its own. It is the first half of `swav_loss`, and carries no gradient.
+
+    Args:
+        features: [A, N, D], the features of the A assign crops.
+        prototypes: [K, D].
+        epsilon: smoothing of the Sinkhorn, >= 1e-30.
+        iterations: T >= 1.
+        queue: [A, L, D], features of earlier batches that join the sums.
+        group: the process group to sum over; None is this process alone.
+        normalize: L2-normalise features and queue first.
+        prototype_weights: [K], the share of samples each prototype gets; None is equal shares.
+        sample_weights: [N] or [A, N], how much a row of features counts; queue rows count 1.
+        precision: "bfloat16" rounds the operands of the products, sums stay float32.
+        backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
+
+    Returns:
+        f [A, K], float32 (float64 for float64), up to a constant: compare through codes only.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or shapes, devices or the backend do not fit.
+
+    Example:
+        >>> z = torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)
+        >>> swav_potentials(z, torch.eye(4)).shape
+        torch.Size([2, 4])
+
+    Source: Caron et al. 2020 (arXiv 2006.09882), section 3.1.
+    """
+    op = "swav_potentials"
+    check_features(op, features, prototypes, "[A, N, D]")
+    epsilon = checks.check_positive(op, "epsilon", epsilon, checks.SMALLEST_EPSILON)
+    iterations = checks.check_iterations(op, iterations, 1)
+    checks.check_precision(op, precision)
+    check_queue(op, queue, features, features.shape[0])
+    group = resolve_group(op, group)
+    acc = checks.accumulate_dtype(features, prototypes, queue)
+    num_crops, num_rows, _ = features.shape
+    sample_weights = checks.check_sample_weights(
+        op, sample_weights, num_crops, num_rows, "features", features, acc
+    )
+    prototype_weights = checks.check_prototype_weights(
+        op, prototype_weights, prototypes.shape[0], "features", features, acc
+    )
+    with torch.no_grad():
+        if normalize:
+            features = checks.normalize_rows(features)
+            queue = None if queue is None else checks.normalize_rows(queue)
+        features, prototypes, *rest = checks.promote(
+            features, prototypes, *([] if queue is None else [queue])
+        )
+        if rest:
+            features = torch.cat([features, rest[0]], 1)
+            if sample_weights is not None:
+                ones = sample_weights.new_ones(num_crops, rest[0].shape[1])
+                sample_weights = torch.cat([sample_weights, ones], 1)
+        name = dispatch.choose_backend(OP, features.device, features.dtype, backend)
+        if name == "reference":
+            scores = reference.scores(features.to(acc), prototypes.to(acc), precision)
+            return sinkhorn.potentials(
+                scores, iterations, epsilon, sample_weights, prototype_weights, None, group
+            )
+        return potentials(
+            dispatch.kernels(OP, name), (features.contiguous(), prototypes.contiguous()),
+            sample_weights, prototype_weights, epsilon, iterations, None, group, precision,
+        )  # fmt: skip
+
+
+def check_features(op: str, features: Tensor, prototypes: Tensor, layout: str) -> None:
+    """Require features of the layout and prototypes [K, D] that fit, on one device."""
+    checks.check_tensor(op, "features", features, layout)
+    checks.check_tensor(op, "prototypes", prototypes, "[K, D]")
+    num_prototypes, dim = prototypes.shape
+    checks.check_shape(op, "features", features, (*features.shape[:-1], dim), layout)
+    checks.check_not_empty(op, "prototypes", num_prototypes, "K")
+    checks.check_not_empty(op, "prototypes", dim, "D")
+    checks.check_same_device(op, features=features, prototypes=prototypes)
+
+
+def check_queue(op: str, queue: Tensor | None, features: Tensor, num_crops: int) -> None:
+    """Require a queue [A, L, D] that fits the features, or None."""
+    if queue is None:
+        return
+    checks.check_tensor(op, "queue", queue, "[A, L, D]")
+    checks.check_shape(
+        op, "queue", queue, (num_crops, queue.shape[1], features.shape[-1]), "[A, L, D]"
+    )
+    checks.check_same_device(op, features=features, queue=queue)

@@ -1,0 +1,1 @@
+"""What the ops mean: plain differentiable PyTorch that the paper can be checked against."""

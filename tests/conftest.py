@@ -1,0 +1,80 @@
+"""Every test of an op that takes `backend` runs on each backend this machine has.
+
+Under TRITON_INTERPRET=1 only the interpreted backend is tested, on small shapes: the others ran
+without it, and one interpreted tile costs a fifth of a millisecond an operation.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import swav_kernels as sk
+from swav_kernels import dispatch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU_BACKENDS = ("triton", "cuda")
+MARKERS = (
+    "op(name): the op whose backends a test runs on (the default is swav_loss)",
+    "heavy: large shapes, too slow for interpreted Triton",
+    "float64: needs a backend that takes float64",
+    "gpu: runs on a GPU (set by conftest.py)",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers and keep one thread: exact timings, and safe forks."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    torch.set_num_threads(1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise `backend` over those that can run the test's op here."""
+    if "backend" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("op")
+        op = marker.args[0] if marker else "swav_loss"
+        names = [name for name in sk.available_backends() if dispatch.why_not(name, op) is None]
+        metafunc.parametrize("backend", names)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, rather than skip, what the chosen backends are not meant to run."""
+    kept, dropped = [], []
+    for item in items:
+        (kept if _is_meant_to_run(item) else dropped).append(item)
+        if _backend(item) in GPU_BACKENDS and torch.cuda.is_available() and not INTERPRETED:
+            item.add_marker("gpu")
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def _backend(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("backend") if callspec else None
+
+
+def _is_meant_to_run(item: pytest.Item) -> bool:
+    backend = _backend(item)
+    if backend == "triton" and item.get_closest_marker("float64"):
+        return False
+    if not INTERPRETED or item.path.parent != Path(__file__).parent:
+        return True
+    return backend == "triton" and not item.get_closest_marker("heavy")
+
+
+@pytest.fixture
+def device(backend: str) -> str:
+    """Where the tensors of a backend live."""
+    return "cuda" if backend in GPU_BACKENDS and torch.cuda.is_available() and not INTERPRETED else "cpu"
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restore the thread count after a test that changes it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
