@@ -1,7 +1,8 @@
 """Fused kernels for SwAV: prototype scores, Sinkhorn codes and the swapped cross-entropy.
 
 Every op has a plain PyTorch meaning (`backend="reference"`) and fused backends (`"cpu"`,
-`"triton"`, `"cuda"`). `backend=None` picks one by device; see `available_backends()` and `doctor()`.
+`"triton"`, `"cuda"`). `backend=None` picks one by device; see `available_backends()` and
+`doctor()`.
 """
 
 from swav_kernels.dispatch import available_backends, use_backend

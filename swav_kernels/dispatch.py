@@ -129,8 +129,16 @@ def why_not(
     return backend.refuses(device, dtype)
 
 
-def choose_backend(op: str, device: torch.device, dtype: torch.dtype, requested: str | None) -> str:
+def choose_backend(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    requested: str | None,
+    caller: str | None = None,
+) -> str:
     """Pick the backend: argument, then `use_backend`, then SWAV_KERNELS_BACKEND, then auto.
+
+    `caller` is the public function to name in errors, where its kernels belong to another op.
 
     Raises:
         ValueError: the name is unknown, or the named backend cannot run this op on such tensors.
@@ -140,13 +148,13 @@ def choose_backend(op: str, device: torch.device, dtype: torch.dtype, requested:
         source, name = "use_backend()", _preferred.get()
     if name is None:
         source, name = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    check_backend_name(op, source, name)
+    check_backend_name(caller or op, source, name)
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, _AUTO_ORDER_OTHER)
         return next(name for name in order if why_not(name, op, device, dtype) is None)
     reason = why_not(name, op, device, dtype)
     if reason is not None:
-        raise ValueError(f"{op}: backend '{name}' cannot run here: {reason}")
+        raise ValueError(f"{caller or op}: backend '{name}' cannot run here: {reason}")
     return name
 
 

@@ -47,8 +47,8 @@ def warn_if_ungrouped(op: str, group: Group) -> None:
     if group is None and op not in _warned and is_initialized() and dist.get_world_size() > 1:
         _warned.add(op)
         warnings.warn(
-            f"{op}: {dist.get_world_size()} ranks are running but group=None, so each rank balances "
-            "only its own rows. Pass group=torch.distributed.group.WORLD to balance the whole batch.",
+            f"{op}: {dist.get_world_size()} ranks are running but group=None, so each balances "
+            "only its own rows. Pass group=torch.distributed.group.WORLD to balance them all.",
             stacklevel=3,
         )
 

@@ -1,7 +1,17 @@
-"""The compiled module and its ops."""
+"""The compiled module: which of its kernels fit which tensors, and addresses for them.
+
+The modules beside this one allocate outputs and pass addresses; the kernels run on the CPU or, for
+the Sinkhorn, on the GPU that the tensors live on.
+"""
 
 import importlib
 from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# csrc/kernels.h: enum class Dtype
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 
 def load() -> ModuleType:
@@ -12,3 +22,22 @@ def load() -> ModuleType:
 def cuda_is_built() -> bool:
     """Tell whether the compiled module holds CUDA kernels."""
     return hasattr(load(), "cuda")
+
+
+def cpu_kernels(acc: torch.dtype) -> ModuleType:
+    """Return the CPU kernels that sum in `acc`, float32 or float64."""
+    kernels: ModuleType = load().cpu.float64 if acc == torch.float64 else load().cpu.float32
+    return kernels
+
+
+def address(tensor: Tensor | None) -> int:
+    """Return where a contiguous tensor's elements begin; 0 for None."""
+    if tensor is None:
+        return 0
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+def typed_address(tensor: Tensor) -> tuple[int, int]:
+    """Return address and dtype of a tensor that the kernel converts by itself."""
+    return address(tensor), DTYPES[tensor.dtype]

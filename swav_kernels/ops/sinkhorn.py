@@ -235,7 +235,7 @@ def _prepare(
         op, sample_weights, num_problems, num_rows, "scores", scores, acc
     )
     group = resolve_group(op, group, gather_distributed)
-    name = dispatch.choose_backend(OP, scores.device, scores.dtype, backend)
+    name = dispatch.choose_backend(OP, scores.device, scores.dtype, backend, caller=op)
     if check_finite:
         raise_if_not_finite(op, "scores", scores.detach(), group)
     return _Problem(

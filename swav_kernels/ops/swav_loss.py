@@ -12,7 +12,7 @@ from swav_kernels import checks, dispatch
 from swav_kernels.distributed import Group, warn_if_ungrouped
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_ASSIGN, DEFAULT_TEMPERATURE
-from swav_kernels.ops.swav_potentials import check_features, check_queue, swav_potentials
+from swav_kernels.ops.swav_potentials import balance, check_features, check_queue
 from swav_kernels.reference import swav_loss as reference
 from swav_kernels.stats import CodeStatistics, summarise
 
@@ -102,10 +102,11 @@ def swav_loss(
         warn_if_ungrouped(OP, group)
         assign_features = features.detach()[: len(crops)]
         if crops != tuple(range(len(crops))):
-            assign_features = features.detach()[list(crops)]
-        f = swav_potentials(
-            assign_features, prototypes.detach(), epsilon=epsilon, iterations=iterations,
-            queue=queue, group=group, prototype_weights=prototype_weights, precision=precision, backend=name,
+            # not features[list(crops)]: an index tensor would synchronise host and GPU
+            assign_features = torch.stack([features.detach()[crop] for crop in crops])
+        f = balance(
+            OP, assign_features, prototypes.detach(), epsilon, iterations, queue, group, False,
+            prototype_weights, None, precision, name,
         )  # fmt: skip
     else:
         f = _check_potentials(

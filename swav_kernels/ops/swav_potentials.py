@@ -60,7 +60,27 @@ def swav_potentials(
 
     Source: Caron et al. 2020 (arXiv 2006.09882), section 3.1.
     """
-    op = "swav_potentials"
+    return balance(
+        "swav_potentials", features, prototypes, epsilon, iterations, queue, group, normalize,
+        prototype_weights, sample_weights, precision, backend,
+    )  # fmt: skip
+
+
+def balance(
+    op: str,
+    features: Tensor,
+    prototypes: Tensor,
+    epsilon: float,
+    iterations: int,
+    queue: Tensor | None,
+    group: Group,
+    normalize: bool,
+    prototype_weights: Tensor | None,
+    sample_weights: Tensor | None,
+    precision: str,
+    backend: str | None,
+) -> Tensor:
+    """`swav_potentials` on behalf of the public function `op`, which its errors name."""
     check_features(op, features, prototypes, "[A, N, D]")
     epsilon = checks.check_positive(op, "epsilon", epsilon, checks.SMALLEST_EPSILON)
     iterations = checks.check_iterations(op, iterations, 1)
@@ -87,7 +107,7 @@ def swav_potentials(
             if sample_weights is not None:
                 ones = sample_weights.new_ones(num_crops, rest[0].shape[1])
                 sample_weights = torch.cat([sample_weights, ones], 1)
-        name = dispatch.choose_backend(OP, features.device, features.dtype, backend)
+        name = dispatch.choose_backend(OP, features.device, features.dtype, backend, caller=op)
         if name == "reference":
             scores = reference.scores(features.to(acc), prototypes.to(acc), precision)
             return sinkhorn.potentials(

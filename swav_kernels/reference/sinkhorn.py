@@ -15,8 +15,7 @@ def potentials(
     """Return f = log u [A, K]: T times u_k = r_k / sum_b w_b a_b E_bk, a_b = 1 / sum_k u_k E_bk."""
     logits = scores / epsilon
     log_w = 0 if weights is None else weights.log().unsqueeze(-1)
-    log_r = torch.zeros_like(scores[0, 0] if scores.shape[1] else scores.new_zeros(scores.shape[2]))
-    log_r = log_r if marginals is None else marginals.log()
+    log_r = scores.new_zeros(scores.shape[2]) if marginals is None else marginals.log()
     column_lse = _logsumexp_over_samples(logits + log_w, shift, group)
     f = torch.where(
         column_lse == -math.inf, -math.inf, log_r - column_lse
@@ -35,7 +34,7 @@ def potentials(
 def unbalanced_potentials(scores: Tensor, epsilon: float, group: Group = None) -> Tensor:
     """T = 0: the constant f [A, 1] for which exp(s / epsilon + f) = N E / sum E."""
     column_lse = _logsumexp_over_samples(scores / epsilon, None, group)
-    num_rows = all_reduce(scores.new_tensor([float(scores.shape[1])]), "sum", group)
+    num_rows = all_reduce(scores.new_full((1,), scores.shape[1]), "sum", group)
     return (num_rows.log() - column_lse.logsumexp(-1)).unsqueeze(-1)
 
 
@@ -55,6 +54,7 @@ def codes(scores: Tensor, f: Tensor, epsilon: float, hard: bool) -> Tensor:
     """softmax_k(s / epsilon + f) [A, N, K], or the one-hot of its maximum."""
     logits = scores / epsilon + f.unsqueeze(-2)
     soft = torch.softmax(logits, -1)
+    soft = soft / soft.sum(-1, keepdim=True)  # torch leaves float32 rows up to 3e-6 off 1
     if not hard:
         return soft
     one_hot = torch.zeros_like(soft).scatter_(-1, logits.argmax(-1, keepdim=True), 1)

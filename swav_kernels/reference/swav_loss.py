@@ -23,7 +23,7 @@ def swav_loss(
 ) -> tuple[Tensor, CodeStatistics]:  # fmt: skip
     """[V, B, D], [K, D], [A, K] -> the loss, differentiable, and the statistics of its codes."""
     s = scores(features, prototypes, precision)
-    assign_scores = s.detach()[list(assign)]
+    assign_scores = torch.stack([s.detach()[crop] for crop in assign])
     codes = sinkhorn.codes(assign_scores, potentials, epsilon, hard)
     loss = swapped_cross_entropy(s, codes, assign, temperature)
     statistics = CodeStatistics(

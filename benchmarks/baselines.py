@@ -1,0 +1,53 @@
+"""What people run today, written from the formulas in eager PyTorch; float64 makes it the oracle.
+
+Rows are samples here as everywhere in the project: the paper's Q is the transpose, and the
+launches and passes over memory are the same either way.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def sinkhorn(scores: Tensor, iterations: int, epsilon: float) -> Tensor:
+    """Return codes [N, K] by T rounds of in-place divisions (Caron et al. 2020, section 3.1)."""
+    num_samples, num_prototypes = scores.shape
+    codes = torch.exp(scores / epsilon)
+    codes /= codes.sum()
+    for _ in range(iterations):
+        codes /= codes.sum(0, keepdim=True)  # every prototype carries 1 / K
+        codes /= num_prototypes
+        codes /= codes.sum(1, keepdim=True)  # every sample carries 1 / N
+        codes /= num_samples
+    codes *= num_samples  # rows sum to 1
+    return codes
+
+
+def swapped_cross_entropy(
+    scores: Tensor, codes: Tensor, temperature: float, assign: Sequence[int]
+) -> Tensor:
+    """Return the loss of scores [V, B, K] and codes [A, B, K]: one log-softmax a crop pair."""
+    num_crops = scores.shape[0]
+    loss = scores.new_zeros(())
+    for q, assign_crop in zip(codes, assign, strict=True):
+        for crop in range(num_crops):
+            if crop != assign_crop:
+                log_p = torch.log_softmax(scores[crop] / temperature, dim=1)
+                loss = loss - (q * log_p).sum(1).mean() / (num_crops - 1)
+    return loss / len(assign)
+
+
+def swav_loss(
+    features: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+    epsilon: float,
+    iterations: int,
+    assign: Sequence[int],
+) -> Tensor:
+    """Return the loss of features [V, B, D], prototypes [K, D]: scores and codes kept in full."""
+    scores = features @ prototypes.t()
+    with torch.no_grad():
+        codes = torch.stack([sinkhorn(scores[crop], iterations, epsilon) for crop in assign])
+    return swapped_cross_entropy(scores, codes, temperature, assign)

@@ -1,0 +1,89 @@
+// Scores of a chunk of samples, computed and never stored beyond it: [K, lanes], a sample a lane.
+//
+// Prototypes are the rows of this matrix, so a product reads them as they lie, all sums over
+// prototypes are vector additions without a horizontal one, and threads share a chunk by slots of
+// prototypes: the prototypes' gradients need no atomics.
+#pragma once
+
+#include "exp.h"
+#include "gemm.h"
+#include "parallel.h"
+
+namespace swav::cpu::SWAV_ISA {
+namespace {
+
+constexpr int64_t kMostSlots = 16;
+constexpr int64_t kBlockRows =
+    8 * kTileRows;  // prototypes at a time: a block stays in the L1 cache
+
+// Samples [count, dim] as lanes: panels [dim, kPanel] of zero-padded columns
+template <typename T>
+constexpr int64_t kPanel = kTileVectors * kLanes<T>;
+
+template <typename T>
+constexpr int64_t packed_size(int64_t lanes, int64_t dim) {
+  return round_up(lanes, kPanel<T>) * dim;
+}
+
+// Lane `lane` of the packed chunk becomes `sample` [dim], or zero if that is null
+template <typename T>
+inline void pack_lane(const T* sample, int64_t lane, int64_t dim, T* packed) {
+  T* column = packed + lane / kPanel<T> * kPanel<T> * dim + lane % kPanel<T>;
+  for (int64_t d = 0; d < dim; ++d) column[d * kPanel<T>] = sample == nullptr ? T(0) : sample[d];
+}
+
+// scores [rows, lanes] = prototypes [rows, dim] times packed samples
+template <typename T>
+inline void block_scores(const T* prototypes, const T* packed, int64_t rows, int64_t lanes,
+                         int64_t dim, T* scores) {
+  for (int64_t lane = 0; lane < lanes; lane += kPanel<T>)
+    multiply<T>({prototypes, dim, 1}, packed + lane * dim, kPanel<T>, rows,
+                std::min(kPanel<T>, lanes - lane), dim, scores + lane, lanes, false);
+}
+
+// Running maximum and sum of 2^logit of every lane: log-sum-exp without a second visit
+template <typename T>
+struct LaneSums {
+  T* top;  // [lanes]
+  T* sum;
+
+  void clear(int64_t lanes) const {
+    std::fill(top, top + lanes, -kInf<T>);
+    std::fill(sum, sum + lanes, T(0));
+  }
+
+  // rows of logits s scale + bias[row] (bias may be null), for one vector of lanes at scores
+  void add(const T* scores, int64_t rows, int64_t stride, T scale, const T* bias,
+           int64_t lane) const {
+    const Vec<T> old_top = load(top + lane);
+    Vec<T> new_top = old_top, block_sum{};
+    for (int64_t k = 0; k < rows; ++k)
+      new_top = larger<T>(load(scores + k * stride) * scale + (bias ? bias[k] : T(0)), new_top);
+    const Vec<T> shift = new_top == -kInf<T> ? Vec<T>{} : new_top;
+    for (int64_t k = 0; k < rows; ++k)
+      block_sum += exp2<T>(load(scores + k * stride) * scale + (bias ? bias[k] : T(0)) - shift);
+    store(top + lane, new_top);
+    store<T>(sum + lane, load(sum + lane) * exp2<T>(old_top - shift) + block_sum);
+  }
+
+  // Join with the sums over other prototypes
+  void merge(const LaneSums& other, int64_t lanes) const {
+    for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) {
+      const Vec<T> a = load(top + lane), b = load(other.top + lane), both = larger<T>(a, b);
+      const Vec<T> shift = both == -kInf<T> ? Vec<T>{} : both;
+      store<T>(sum + lane,
+               load(sum + lane) * exp2<T>(a - shift) + load(other.sum + lane) * exp2<T>(b - shift));
+      store(top + lane, both);
+    }
+  }
+
+  // log2 of the sum; -inf where all logits were -inf, NaN where one was NaN or +inf
+  Vec<T> log_sum(int64_t lane) const {
+    const Vec<T> total = load(sum + lane), most = load(top + lane);
+    const Vec<T> finite = most + log2<T>(total);
+    return total == T(0) ? splat(-kInf<T>) : (total < kInf<T> ? finite : splat(kNaN<T>));
+  }
+};
+
+}  // namespace
+}  // namespace swav::cpu::SWAV_ISA

@@ -1,0 +1,93 @@
+// Rows of any floating type as rows of T, and loops over a row whose length no vector divides.
+#pragma once
+
+#include "../kernels.h"
+#include "vec.h"
+
+namespace swav::cpu::SWAV_ISA {
+namespace {
+
+struct Whole {};  // a full vector
+struct Part {     // the first `count` lanes
+  int64_t count;
+};
+
+template <typename T>
+inline Vec<T> get(const T* p, Whole, T) {
+  return load(p);
+}
+template <typename T>
+inline Vec<T> get(const T* p, Part part, T fill) {
+  return load_part(p, part.count, fill);
+}
+template <typename T>
+inline void put(T* p, Vec<T> v, Whole) {
+  store(p, v);
+}
+template <typename T>
+inline void put(T* p, Vec<T> v, Part part) {
+  store_part(p, v, part.count);
+}
+
+// body(k, width) for every vector of n elements; the last one may be a Part
+template <typename T, typename Body>
+inline void over_vectors(int64_t n, const Body& body) {
+  int64_t k = 0;
+  for (; k + kLanes<T> <= n; k += kLanes<T>) body(k, Whole{});
+  if (k < n) body(k, Part{n - k});
+}
+
+// As above in blocks of at most kBlock vectors, after each of which flush() is called: a sum of
+// blocks keeps its digits where one running sum would lose them
+constexpr int64_t kBlock = 64;
+template <typename T, typename Body, typename Flush>
+inline void over_blocks(int64_t n, const Body& body, const Flush& flush) {
+  for (int64_t begin = 0; begin < n; begin += kBlock * kLanes<T>) {
+    const int64_t size = n - begin < kBlock * kLanes<T> ? n - begin : kBlock * kLanes<T>;
+    over_vectors<T>(size, [&](int64_t k, auto width) { body(begin + k, width); });
+    flush();
+  }
+}
+
+inline float from_bfloat16(uint16_t half) {
+  const uint32_t bits = uint32_t(half) << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// By a product with 2^112, which is exact and makes subnormal numbers come out right too
+inline float from_float16(uint16_t half) {
+  const uint32_t magnitude = half & 0x7fffu;
+  const uint32_t shifted = magnitude << 13;
+  float x;
+  std::memcpy(&x, &shifted, sizeof x);
+  x *= 5.192296858534828e33f;  // 2^112
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits = magnitude >= 0x7c00u ? 0x7f800000u | shifted : bits;  // infinity and NaN
+  bits |= uint32_t(half & 0x8000u) << 16;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// `count` scores from `first` on as T: in place where they are T already, else in `buffer`
+template <typename T>
+inline const T* read(Scores scores, int64_t first, int64_t count, T* buffer) {
+  constexpr Dtype same = std::is_same_v<T, float> ? Dtype::float32 : Dtype::float64;
+  if (scores.dtype == same) return static_cast<const T*>(scores.data) + first;
+  if (scores.dtype == Dtype::float32) {
+    const float* p = static_cast<const float*>(scores.data) + first;
+    for (int64_t i = 0; i < count; ++i) buffer[i] = T(p[i]);
+  } else {
+    const uint16_t* p = static_cast<const uint16_t*>(scores.data) + first;
+    if (scores.dtype == Dtype::bfloat16)
+      for (int64_t i = 0; i < count; ++i) buffer[i] = T(from_bfloat16(p[i]));
+    else
+      for (int64_t i = 0; i < count; ++i) buffer[i] = T(from_float16(p[i]));
+  }
+  return buffer;
+}
+
+}  // namespace
+}  // namespace swav::cpu::SWAV_ISA

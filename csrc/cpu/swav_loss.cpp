@@ -1,0 +1,347 @@
+// The loss from features, prototypes and potentials: scores, codes, cross-entropy and both
+// gradients, a chunk of samples with all their crops at a time.
+//
+// Two visits of a chunk's scores [K, lanes], slots of prototypes in parallel. The first computes
+// them with the log-sum-exp of the predictions (s / temperature) and of the codes (s / epsilon +
+// f). The second turns them in place into the gradient n_v p_v - sum_{i in A, i != v} q_i and,
+// while the block is in the L1 cache, multiplies it into both gradients.
+#include "lanes.h"
+#include "potentials.h"
+#include "tables.h"
+
+namespace swav::cpu::SWAV_ISA {
+namespace {
+
+constexpr int64_t kChunkLanes = 128;  // about: a multiple of crops and vector lanes
+
+// The largest value of each lane so far and the first prototype that has it
+template <typename T>
+struct Argmax {
+  T* best;  // [lanes]
+  T* at;    // exact as T up to 2^24 prototypes in float
+
+  void clear(int64_t lanes) const {
+    std::fill(best, best + lanes, -kInf<T>);
+    std::fill(at, at + lanes, T(0));
+  }
+  void add(Vec<T> value, int64_t prototype, int64_t lane) const {
+    const Vec<T> old = load(best + lane);
+    const Ints<T> wins = value > old;
+    store<T>(best + lane, wins ? value : old);
+    store<T>(at + lane, wins ? splat(T(prototype)) : load(at + lane));
+  }
+  // Join with that of later prototypes, which win only if larger
+  void merge(const Argmax& later, int64_t lanes) const {
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      if (later.best[lane] > best[lane]) {
+        best[lane] = later.best[lane];
+        at[lane] = later.at[lane];
+      }
+  }
+};
+
+// What a slot of prototypes knows of each lane of the chunk
+template <typename T>
+struct LaneState {
+  LaneSums<T> prediction;  // [V nb]
+  LaneSums<T> code;        // [A nb], as all below
+  Argmax<T> nearest;       // of the scores
+  Argmax<T> hardest;       // of the code's logits
+  T* entropy;
+  double* loss;  // [nb], in base 2
+
+  static size_t bytes(int64_t lanes, int64_t coded) {
+    return size_t(2 * lanes + 7 * coded) * sizeof(T) + size_t(lanes) * sizeof(double);
+  }
+  LaneState(void* memory, int64_t lanes, int64_t coded) {
+    loss = static_cast<double*>(memory);
+    T* p = reinterpret_cast<T*>(loss + lanes);
+    const auto take = [&p](int64_t n) { return (p += n) - n; };
+    prediction = {take(lanes), take(lanes)};
+    code = {take(coded), take(coded)};
+    nearest = {take(coded), take(coded)};
+    hardest = {take(coded), take(coded)};
+    entropy = take(coded);
+  }
+};
+
+template <typename T>
+class Loss {
+ public:
+  Loss(const T* features, const T* prototypes, const T* f, T* d_features, T* d_prototypes,
+       CodeStatistics<T> statistics, int64_t num_samples, int64_t num_prototypes, int64_t dim,
+       const LossSettings& settings, int threads)
+      : features_(features),
+        prototypes_(prototypes),
+        d_features_(d_features),
+        d_prototypes_(d_prototypes),
+        statistics_(statistics),
+        num_samples_(num_samples),
+        num_prototypes_(num_prototypes),
+        dim_(dim),
+        settings_(settings),
+        threads_(threads),
+        scale_(T(kLog2E / settings.temperature)),
+        code_scale_(T(kLog2E / settings.epsilon)),
+        weight_(1 / (double(settings.num_assign) * double(settings.num_crops - 1) *
+                     double(std::max<int64_t>(1, num_samples)))),
+        chunk_samples_(std::min(
+            round_up(std::max<int64_t>(1, num_samples), kLanes<T>),
+            std::max<int64_t>(1, kChunkLanes / (settings.num_crops * kLanes<T>)) * kLanes<T>)),
+        lanes_(settings.num_crops * chunk_samples_),
+        coded_(settings.num_assign * chunk_samples_),
+        slots_(num_prototypes, kMostSlots, kBlockRows),
+        padded_prototypes_(d_features == nullptr ? nullptr : prototypes, num_prototypes, dim),
+        stride_(round_up(dim, kLanes<T>)),
+        state_stride_(round_up(int64_t(LaneState<T>::bytes(lanes_, coded_)), 64)),
+        potentials_(settings.num_assign * num_prototypes * sizeof(T)),
+        scores_(num_prototypes * lanes_ * sizeof(T)),
+        packed_(packed_size<T>(lanes_, dim) * sizeof(T)),
+        rows_(d_prototypes == nullptr ? 0 : lanes_ * stride_ * sizeof(T)),
+        d_rows_(d_features == nullptr ? 0 : slots_.count * lanes_ * dim * sizeof(T)),
+        log_sums_((lanes_ + coded_) * sizeof(T)),
+        states_(slots_.count * state_stride_) {
+    scale_all(f, T(kLog2E), settings.num_assign * num_prototypes, potentials_.as<T>());
+  }
+
+  T run() {
+    if (d_prototypes_ != nullptr && num_samples_ == 0)
+      std::fill(d_prototypes_, d_prototypes_ + num_prototypes_ * dim_, T(0));
+    if (statistics_.code_sums != nullptr)
+      std::fill(statistics_.code_sums,
+                statistics_.code_sums + settings_.num_assign * num_prototypes_, T(0));
+    double loss = 0;
+    for (int64_t begin = 0; begin < num_samples_; begin += chunk_samples_)
+      loss += chunk_loss(begin, std::min(chunk_samples_, num_samples_ - begin));
+    return T(loss * kLn2 * weight_);
+  }
+
+ private:
+  double chunk_loss(int64_t begin, int64_t count) {
+    pack(begin, count);
+    parallel_for(slots_.count, threads_, [&](int64_t slot) { first_visit(slot); });
+    for (int64_t slot = 1; slot < slots_.count; ++slot) {
+      state(0).prediction.merge(state(slot).prediction, lanes_);
+      state(0).code.merge(state(slot).code, coded_);
+      state(0).nearest.merge(state(slot).nearest, coded_);
+      state(0).hardest.merge(state(slot).hardest, coded_);
+    }
+    for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
+      store(log_sums_.as<T>() + lane, state(0).prediction.log_sum(lane));
+    for (int64_t lane = 0; lane < coded_; lane += kLanes<T>)
+      store(log_sums_.as<T>() + lanes_ + lane, state(0).code.log_sum(lane));
+    parallel_for(slots_.count, threads_, [&](int64_t slot) { second_visit(slot, begin, count); });
+    if (d_features_ != nullptr) add_up_d_features(begin, count);
+    if (statistics_.nearest != nullptr) write_statistics(begin, count);
+    double loss = 0;
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t slot = 0; slot < slots_.count; ++slot) loss += state(slot).loss[j];
+    return loss;
+  }
+
+  // Lane v nb + j is crop v of sample begin + j
+  const T* sample(int64_t lane, int64_t begin, int64_t count) const {
+    const int64_t crop = lane / chunk_samples_, j = lane % chunk_samples_;
+    if (lane >= lanes_ || j >= count) return nullptr;
+    return features_ + (crop * num_samples_ + begin + j) * dim_;
+  }
+
+  void pack(int64_t begin, int64_t count) {
+    for (int64_t lane = 0; lane < round_up(lanes_, kPanel<T>); ++lane)
+      pack_lane(sample(lane, begin, count), lane, dim_, packed_.as<T>());
+    if (d_prototypes_ == nullptr) return;
+    for (int64_t lane = 0; lane < lanes_; ++lane) {
+      T* row = rows_.as<T>() + lane * stride_;
+      const T* z = sample(lane, begin, count);
+      std::fill(row, row + stride_, T(0));
+      if (z != nullptr) std::copy(z, z + dim_, row);
+    }
+  }
+
+  LaneState<T> state(int64_t slot) {
+    return {states_.as<char>() + slot * state_stride_, lanes_, coded_};
+  }
+
+  bool finds_nearest() const { return statistics_.nearest != nullptr; }
+
+  void first_visit(int64_t slot) {
+    LaneState<T> lane_state = state(slot);
+    lane_state.prediction.clear(lanes_);
+    lane_state.code.clear(coded_);
+    lane_state.nearest.clear(coded_);
+    lane_state.hardest.clear(coded_);
+    for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows) {
+      const int64_t rows = std::min(kBlockRows, slots_.end(slot) - row);
+      T* scores = scores_.as<T>() + row * lanes_;
+      block_scores(prototypes_ + row * dim_, packed_.as<T>(), rows, lanes_, dim_, scores);
+      for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
+        lane_state.prediction.add(scores + lane, rows, lanes_, scale_, nullptr, lane);
+      for (int64_t coded = 0; coded < coded_; coded += kLanes<T>) {
+        const int64_t a = coded / chunk_samples_, j = coded % chunk_samples_;
+        const T* s = scores + settings_.assign[a] * chunk_samples_ + j;
+        const T* bias = potentials_.as<T>() + a * num_prototypes_ + row;
+        lane_state.code.add(s, rows, lanes_, code_scale_, bias, coded);
+        for (int64_t k = 0; finds_nearest() && k < rows; ++k)
+          lane_state.nearest.add(load(s + k * lanes_), row + k, coded);
+        for (int64_t k = 0; settings_.hard && k < rows; ++k)
+          lane_state.hardest.add(load(s + k * lanes_) * code_scale_ + bias[k], row + k, coded);
+      }
+    }
+  }
+
+  void second_visit(int64_t slot, int64_t begin, int64_t count) {
+    LaneState<T> lane_state = state(slot);
+    std::fill(lane_state.loss, lane_state.loss + lanes_, 0.);
+    std::fill(lane_state.entropy, lane_state.entropy + coded_, T(0));
+    constexpr int64_t block = kBlockRows * kLanes<T>;
+    Scratch code_buffer((settings_.num_assign + 1) * block * sizeof(T));
+    T *codes = code_buffer.as<T>(), *target = codes + settings_.num_assign * block;
+    for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows) {
+      const int64_t rows = std::min(kBlockRows, slots_.end(slot) - row);
+      T* scores = scores_.as<T>() + row * lanes_;
+      for (int64_t j = 0; j < chunk_samples_; j += kLanes<T>) {
+        for (int64_t a = 0; a < settings_.num_assign; ++a)
+          block_codes(lane_state, scores, a, j, row, rows, count, codes + a * block);
+        for (int64_t crop = 0; crop < settings_.num_crops; ++crop) {
+          const int64_t predicted = sum_targets(codes, crop, rows, target);
+          block_gradient(lane_state, scores + crop * chunk_samples_ + j, target, rows, predicted,
+                         crop * chunk_samples_ + j, j, count);
+        }
+      }
+      if (d_features_ != nullptr)
+        multiply<T>({scores, 1, lanes_}, padded_prototypes_.data + row * padded_prototypes_.stride,
+                    padded_prototypes_.stride, lanes_, dim_, rows,
+                    d_rows_.as<T>() + slot * lanes_ * dim_, dim_, row > slots_.begin(slot));
+      if (d_prototypes_ != nullptr)
+        multiply<T>({scores, lanes_, 1}, rows_.as<T>(), stride_, rows, dim_, lanes_,
+                    d_prototypes_ + row * dim_, dim_, begin > 0);
+    }
+  }
+
+  // Codes of assign crop a for one vector of samples: [rows, vector]
+  void block_codes(const LaneState<T>& lane_state, const T* scores, int64_t a, int64_t j,
+                   int64_t row, int64_t rows, int64_t count, T* codes) {
+    const int64_t coded = a * chunk_samples_ + j;
+    const T* s = scores + settings_.assign[a] * chunk_samples_ + j;
+    const T* bias = potentials_.as<T>() + a * num_prototypes_ + row;
+    const Vec<T> log_sum = load(log_sums_.as<T>() + lanes_ + coded);
+    if (settings_.hard) {
+      const Vec<T> at = load(state(0).hardest.at + coded), invalid = log_sum * T(0);  // NaN or 0
+      for (int64_t k = 0; k < rows; ++k) {
+        const Vec<T> hit = at == T(row + k) ? splat(T(1)) : Vec<T>{};
+        store<T>(codes + k * kLanes<T>, hit + invalid);
+      }
+    } else {
+      for (int64_t k = 0; k < rows; ++k)
+        store<T>(codes + k * kLanes<T>,
+                 exp2<T>(load(s + k * lanes_) * code_scale_ + bias[k] - log_sum));
+    }
+    if (statistics_.code_sums == nullptr) return;
+    T* code_sums = statistics_.code_sums + a * num_prototypes_ + row;
+    Vec<T> entropy{};
+    for (int64_t k = 0; k < rows; ++k) {
+      const Vec<T> q = load(codes + k * kLanes<T>);
+      code_sums[k] += count - j >= kLanes<T> ? sum_lanes<T>(q) : sum_first(q, count - j);
+      const Vec<T> log_q = load(s + k * lanes_) * code_scale_ + bias[k] - log_sum;
+      if (!settings_.hard) entropy -= q == T(0) ? Vec<T>{} : q * log_q;
+    }
+    store<T>(lane_state.entropy + coded, load(lane_state.entropy + coded) + entropy);
+  }
+
+  static T sum_first(Vec<T> v, int64_t count) {
+    T sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += v[i];
+    return sum;
+  }
+
+  // The codes that a crop predicts, added up; returns their number n_v
+  int64_t sum_targets(const T* codes, int64_t crop, int64_t rows, T* target) const {
+    constexpr int64_t block = kBlockRows * kLanes<T>;
+    int64_t predicted = 0;
+    for (int64_t a = 0; a < settings_.num_assign; ++a) {
+      if (settings_.assign[a] == crop) continue;
+      for (int64_t k = 0; k < rows * kLanes<T>; k += kLanes<T>) {
+        const Vec<T> q = load(codes + a * block + k);
+        store<T>(target + k, predicted == 0 ? q : load(target + k) + q);
+      }
+      ++predicted;
+    }
+    if (predicted == 0) std::fill(target, target + rows * kLanes<T>, T(0));
+    return predicted;
+  }
+
+  // Loss of one crop of one vector of samples, and its gradient in the place of the scores
+  void block_gradient(const LaneState<T>& lane_state, T* scores, const T* target, int64_t rows,
+                      int64_t predicted, int64_t lane, int64_t j, int64_t count) const {
+    const Vec<T> log_sum = load(log_sums_.as<T>() + lane);
+    const T of_q = T(weight_ / settings_.temperature), of_p = of_q * T(predicted);
+    Vec<T> loss{};
+    for (int64_t k = 0; k < rows; ++k) {
+      const Vec<T> q = load(target + k * kLanes<T>);
+      // the same rounding as in the sum, not one fused with the subtraction: K = 1 gives p = 1
+      const Vec<T> log_p = load(scores + k * lanes_) * scale_ + T(0) - log_sum;
+      loss -= q * log_p;
+      store<T>(scores + k * lanes_, exp2<T>(log_p) * of_p - q * of_q);
+    }
+    for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, count - j); ++i)
+      lane_state.loss[j + i] += double(loss[i]);
+  }
+
+  void add_up_d_features(int64_t begin, int64_t count) {
+    parallel_for(settings_.num_crops * count, std::min<int64_t>(threads_, dim_ / 16 + 1),
+                 [&](int64_t task) {
+                   const int64_t crop = task / count, j = task % count;
+                   T* out = d_features_ + (crop * num_samples_ + begin + j) * dim_;
+                   const T* part = d_rows_.as<T>() + (crop * chunk_samples_ + j) * dim_;
+                   std::copy(part, part + dim_, out);
+                   for (int64_t slot = 1; slot < slots_.count; ++slot)
+                     for (int64_t d = 0; d < dim_; ++d) out[d] += part[slot * lanes_ * dim_ + d];
+                 });
+  }
+
+  void write_statistics(int64_t begin, int64_t count) {
+    for (int64_t a = 0; a < settings_.num_assign; ++a)
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t coded = a * chunk_samples_ + j, out = a * num_samples_ + begin + j;
+        statistics_.nearest[out] = int64_t(state(0).nearest.at[coded]);
+        T entropy = 0;
+        for (int64_t slot = 0; slot < slots_.count; ++slot) entropy += state(slot).entropy[coded];
+        statistics_.code_entropy[out] = entropy * T(kLn2);
+        const T log_sum = log_sums_.as<T>()[lanes_ + coded];
+        statistics_.max_code[out] =
+            settings_.hard ? T(1) + log_sum * T(0) : std::exp2(state(0).code.top[coded] - log_sum);
+      }
+  }
+
+  const T *features_, *prototypes_;
+  T *d_features_, *d_prototypes_;
+  const CodeStatistics<T> statistics_;
+  const int64_t num_samples_, num_prototypes_, dim_;
+  const LossSettings settings_;
+  const int threads_;
+  const T scale_, code_scale_;
+  const double weight_;
+  const int64_t chunk_samples_, lanes_, coded_;  // nb, V nb, A nb
+  const Pieces slots_;
+  const PaddedRows<T> padded_prototypes_;
+  const int64_t stride_, state_stride_;
+  Scratch potentials_, scores_, packed_, rows_, d_rows_, log_sums_, states_;
+};
+
+template <typename T>
+void swav_loss(const T* features, const T* prototypes, const T* f, T* loss, T* d_features,
+               T* d_prototypes, CodeStatistics<T> statistics, int64_t num_samples,
+               int64_t num_prototypes, int64_t dim, const LossSettings& settings, int threads) {
+  *loss = Loss<T>(features, prototypes, f, d_features, d_prototypes, statistics, num_samples,
+                  num_prototypes, dim, settings, threads)
+              .run();
+}
+
+}  // namespace
+
+void add_swav_loss(Kernels<float>& single, Kernels<double>& twice) {
+  single.swav_loss = swav_loss<float>;
+  twice.swav_loss = swav_loss<double>;
+}
+
+}  // namespace swav::cpu::SWAV_ISA
