@@ -156,6 +156,7 @@ void define_cpu(py::module_ module) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled kernels of swav_kernels; addresses in, see csrc/kernels.h.";
+  module.attr("__version__") = SWAV_VERSION;
   py::module_ cpu_module = module.def_submodule("cpu");
   cpu_module.def("instruction_set", &cpu::instruction_set);
   define_cpu<float>(cpu_module.def_submodule("float32"));

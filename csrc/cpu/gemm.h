@@ -43,15 +43,24 @@ inline void tile(Strided<T> a, const T* b, int64_t b_stride, int64_t steps, T* o
       for (int j = 0; j < C; ++j) sum[i][j] += y[j] * x;
     }
   }
-  for (int i = 0; i < R; ++i)
-    for (int j = 0; j < C; ++j) {
-      T* p = out + i * out_stride + j * kLanes<T>;
-      const int64_t count = valid - j * kLanes<T>;
-      if (count >= kLanes<T>)
-        store<T>(p, accumulate ? load(p) + sum[i][j] : sum[i][j]);
-      else if (count > 0)
-        store_part<T>(p, accumulate ? load_part(p, count, T(0)) + sum[i][j] : sum[i][j], count);
-    }
+  const auto finish = [&](auto whole) {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < C; ++j) {
+        T* p = out + i * out_stride + j * kLanes<T>;
+        if (whole) {
+          store<T>(p, accumulate ? load(p) + sum[i][j] : sum[i][j]);
+        } else if (const int64_t count = std::min<int64_t>(kLanes<T>, valid - j * kLanes<T>);
+                   count > 0) {
+          store_part<T>(p, accumulate ? load_part(p, count, T(0)) + sum[i][j] : sum[i][j], count);
+        }
+      }
+  };
+  if (valid >= C * kLanes<T>)
+    finish(std::true_type{});
+  else
+    finish(std::false_type{});
 }
 
 template <typename T, int C>

@@ -4,19 +4,29 @@ The modules beside this one allocate outputs and pass addresses; the kernels run
 the Sinkhorn, on the GPU that the tensors live on.
 """
 
+import functools
 import importlib
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+import swav_kernels
+
 # csrc/kernels.h: enum class Dtype
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 
+@functools.cache
 def load() -> ModuleType:
     """Import the compiled module, or raise ImportError with the reason."""
-    return importlib.import_module("swav_kernels._C")
+    module = importlib.import_module("swav_kernels._C")
+    if module.__version__ != swav_kernels.__version__:
+        raise ImportError(
+            f"the compiled module is of version {module.__version__}, this is "
+            f"{swav_kernels.__version__}: install swav-kernels again"
+        )
+    return module
 
 
 def cuda_is_built() -> bool:
