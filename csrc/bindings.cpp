@@ -96,6 +96,14 @@ void define_cpu(py::module_ module) {
       });
 
   define(
+      module, "sinkhorn",
+      +[](Address scores, int dtype, Address codes, int64_t num_problems, int64_t num_samples,
+          int64_t num_prototypes, double epsilon, int iterations, int threads) {
+        kernels.sinkhorn(scores_at(scores, dtype), at<T>(codes), num_problems, num_samples,
+                         num_prototypes, epsilon, iterations, threads);
+      });
+
+  define(
       module, "swapped_cross_entropy",
       +[](Address scores, int scores_dtype, Address codes, int codes_dtype, Address loss,
           Address d_scores, int64_t num_crops, int64_t num_samples, int64_t num_prototypes,

@@ -71,6 +71,10 @@ struct Kernels {
                          int64_t num_samples, int64_t num_prototypes, double epsilon, bool hard,
                          bool normalized, int threads);
 
+  // Potentials and codes in one, without weights and soft: codes [A, N, K]
+  void (*sinkhorn)(Scores scores, T* codes, int64_t num_problems, int64_t num_samples,
+                   int64_t num_prototypes, double epsilon, int iterations, int threads);
+
   // loss [] and, unless null, d_scores [V, B, K] of scores [V, B, K] and codes [A, B, K]
   void (*swapped_cross_entropy)(Scores scores, Scores codes, T* loss, T* d_scores,
                                 int64_t num_samples, int64_t num_prototypes,

@@ -47,7 +47,7 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         lambda **kw: sk.prototype_scores(features, prototypes, **kw),
         ("prototype_scores",),
     ),
-    "sinkhorn": (lambda **kw: sk.sinkhorn(scores, **kw), ("sinkhorn_potentials", "sinkhorn_codes")),
+    "sinkhorn": (lambda **kw: sk.sinkhorn(scores, **kw), ("sinkhorn",)),
     "swapped_cross_entropy": (
         lambda **kw: sk.swapped_cross_entropy(scores, codes, **kw),
         ("swapped_cross_entropy",),

@@ -45,20 +45,36 @@ struct FloatBits<double> {
   static constexpr int kLog2Terms = 12;
 };
 
-// 2^x for x up to the largest exponent; 0 for very negative x and -inf, NaN for NaN and +inf
+// 2^(n + fraction), where n is the number that `shifted` = n + kRound was rounded to
 template <typename T>
-inline Vec<T> exp2(Vec<T> x) {
+inline Vec<T> exp2_parts(Vec<T> shifted, Vec<T> fraction) {
   using Bits = FloatBits<T>;
-  const Vec<T> shifted = x + Bits::kRound;  // its low bits are round(x) + bias
-  const Vec<T> fraction = x - (shifted - Bits::kRound);
   Vec<T> p = splat(Bits::kExp2[0]);
   for (size_t i = 1; i < sizeof(Bits::kExp2) / sizeof(T); ++i) p = p * fraction + Bits::kExp2[i];
-  Ints<T> exponent;
+  Ints<T> exponent;  // in the low bits of `shifted`, with its bias
   std::memcpy(&exponent, &shifted, sizeof exponent);
   exponent <<= Bits::kMantissa;
   Vec<T> scale;
   std::memcpy(&scale, &exponent, sizeof scale);
-  return x < Bits::kSmallestExponent ? Vec<T>{} : p * scale;
+  return p * scale;
+}
+
+// 2^x for x up to the largest exponent; 0 for very negative x and -inf, NaN for NaN and +inf
+template <typename T>
+inline Vec<T> exp2(Vec<T> x) {
+  using Bits = FloatBits<T>;
+  const Vec<T> shifted = x + Bits::kRound;
+  const Vec<T> result = exp2_parts<T>(shifted, x - (shifted - Bits::kRound));
+  return x < Bits::kSmallestExponent ? Vec<T>{} : result;
+}
+
+// 2^(x scale) for products of moderate size, anything for others. The product is not rounded where
+// the processor has fused multiply-add, so a large one loses no digits.
+template <typename T>
+inline Vec<T> exp2_product(Vec<T> x, T scale) {
+  using Bits = FloatBits<T>;
+  const Vec<T> shifted = x * scale + Bits::kRound;
+  return exp2_parts<T>(shifted, x * scale - (shifted - Bits::kRound));
 }
 
 // log2 of positive normal numbers; anything for others

@@ -71,6 +71,12 @@ inline float from_float16(uint16_t half) {
   return x;
 }
 
+// The scores from `first` on
+inline Scores problem(Scores scores, int64_t first) {
+  const int64_t size = scores.dtype == Dtype::float64 ? 8 : scores.dtype == Dtype::float32 ? 4 : 2;
+  return {static_cast<const char*>(scores.data) + first * size, scores.dtype};
+}
+
 // `count` scores from `first` on as T: in place where they are T already, else in `buffer`
 template <typename T>
 inline const T* read(Scores scores, int64_t first, int64_t count, T* buffer) {

@@ -1,187 +1,14 @@
-// Sinkhorn over scores in memory: T + 1 sweeps, each of which reads the matrix once.
-//
-// A sweep fuses the row normalisation with the next column sums. Rows are dealt out in fixed slots;
-// each slot sums its columns in blocks, and the slots are combined in order.
-#include "parallel.h"
-#include "potentials.h"
+// Sinkhorn over scores in memory: T + 1 sweeps, each of which reads the matrix once and fuses the
+// row normalisation with the next column sums. In the linear domain where the scores' range allows
+// it.
+#include "linear_domain.h"
+#include "log_domain.h"
 #include "tables.h"
 
 namespace swav::cpu::SWAV_ISA {
 namespace {
 
-constexpr int64_t kMostSlots = 32;
-constexpr int64_t kSlotRows = 64;      // least rows of a slot, and most rows of a running sum
-constexpr int64_t kTileColumns = 512;  // of the first sweep: a block of rows stays in the L2 cache
-
-// body(size, first) over rows in groups of 4 that share each access to the column sums
-template <typename Body>
-inline void in_groups(int64_t begin, int64_t end, const Body& body) {
-  int64_t row = begin;
-  for (; row + 4 <= end; row += 4) body(std::integral_constant<int, 4>{}, row);
-  for (; row < end; ++row) body(std::integral_constant<int, 1>{}, row);
-}
-
-// The first sweep of rows [begin, end) over columns [0, n): running maxima and sums, in base 2
-template <typename T>
-void slot_stats(Scores scores, int64_t first, int64_t stride, int64_t n, const T* weights,
-                int64_t begin, int64_t end, T scale, T* best, T* sums) {
-  Scratch converted(kSlotRows * kTileColumns * sizeof(T)), block(kTileColumns * sizeof(T));
-  const T* rows[kSlotRows];
-  T offset[kSlotRows];  // log w
-  T* block_max = block.as<T>();
-  T block_sums[kTileColumns];
-  for (int64_t block_begin = begin; block_begin < end; block_begin += kSlotRows) {
-    const int64_t size = std::min(kSlotRows, end - block_begin);
-    for (int64_t j = 0; j < size; ++j) {
-      const int64_t row = block_begin + j;
-      offset[j] = weights == nullptr ? T(0) : std::log2(weights[row]);
-      rows[j] = read(scores, first + row * stride, n, converted.as<T>() + j * kTileColumns);
-    }
-    std::copy(best, best + round_up(n, kLanes<T>), block_max);
-    in_groups(0, size, [&](auto group, int64_t j) {
-      over_vectors<T>(n, [&](int64_t k, auto width) {
-        Vec<T> top = load(block_max + k);
-        for (int i = 0; i < group; ++i)
-          top = larger<T>(get(rows[j + i] + k, width, -kInf<T>) * scale + offset[j + i], top);
-        store(block_max + k, top);
-      });
-    });
-    std::fill(block_sums, block_sums + kTileColumns, T(0));
-    in_groups(0, size, [&](auto group, int64_t j) {
-      over_vectors<T>(n, [&](int64_t k, auto width) {
-        const Vec<T> top = load(block_max + k), shift = top == -kInf<T> ? Vec<T>{} : top;
-        Vec<T> sum = load(block_sums + k);
-        for (int i = 0; i < group; ++i)
-          sum += exp2<T>(get(rows[j + i] + k, width, -kInf<T>) * scale + offset[j + i] - shift);
-        store(block_sums + k, sum);
-      });
-    });
-    over_vectors<T>(round_up(n, kLanes<T>), [&](int64_t k, auto) {
-      const Vec<T> top = load(block_max + k), shift = top == -kInf<T> ? Vec<T>{} : top;
-      store(sums + k, load(sums + k) * exp2<T>(load(best + k) - shift) + load(block_sums + k));
-      store(best + k, top);
-    });
-  }
-}
-
-template <typename T>
-void column_stats(Scores scores, const T* sample_weights, T* column_max, T* column_sums,
-                  int64_t num_problems, int64_t num_samples, int64_t num_prototypes, T scale,
-                  int threads) {
-  const Pieces slots(num_samples, kMostSlots, kSlotRows);
-  const Pieces tiles(num_prototypes, num_prototypes, kTileColumns);
-  const int64_t tile_size = num_problems * slots.count * 2 * kTileColumns;
-  Scratch partial(std::max<int64_t>(1, tile_size * tiles.count) * sizeof(T));
-  const auto partial_of = [&](int64_t a, int64_t tile, int64_t slot) {
-    return partial.as<T>() + ((a * tiles.count + tile) * slots.count + slot) * 2 * kTileColumns;
-  };
-  parallel_for(num_problems * tiles.count * slots.count, threads, [&](int64_t task) {
-    const int64_t slot = task % slots.count, a = task / slots.count / tiles.count;
-    const int64_t tile = task / slots.count % tiles.count, begin = tiles.begin(tile);
-    T* best = partial_of(a, tile, slot);
-    std::fill(best, best + kTileColumns, -kInf<T>);
-    std::fill(best + kTileColumns, best + 2 * kTileColumns, T(0));
-    slot_stats<T>(scores, a * num_samples * num_prototypes + begin, num_prototypes,
-                  tiles.end(tile) - begin,
-                  sample_weights == nullptr ? nullptr : sample_weights + a * num_samples,
-                  slots.begin(slot), slots.end(slot), scale, best, best + kTileColumns);
-  });
-  parallel_for(num_problems * tiles.count, threads, [&](int64_t task) {
-    const int64_t a = task / tiles.count, tile = task % tiles.count, begin = tiles.begin(tile);
-    const int64_t first = a * num_prototypes + begin;
-    over_vectors<T>(tiles.end(tile) - begin, [&](int64_t k, auto width) {
-      Vec<T> top = splat(-kInf<T>), sum{};
-      for (int64_t slot = 0; slot < slots.count; ++slot)
-        top = larger<T>(load(partial_of(a, tile, slot) + k), top);
-      const Vec<T> shift = top == -kInf<T> ? Vec<T>{} : top;
-      for (int64_t slot = 0; slot < slots.count; ++slot) {
-        const T* best = partial_of(a, tile, slot) + k;
-        sum += load(best + kTileColumns) * exp2<T>(load(best) - shift);
-      }
-      put(column_max + first + k, top, width);
-      put(column_sums + first + k, sum, width);
-    });
-  });
-}
-
-// e = 2^(s scale + f - its maximum) of one row, which e may overwrite; returns the sum of e, NaN if
-// a logit is NaN or +inf, 0 if all are -inf. f is padded to whole vectors.
-template <typename T>
-T exp_row(const T* row, const T* f, int64_t n, T scale, T* e) {
-  Vec<T> top = splat(-kInf<T>);
-  over_vectors<T>(n, [&](int64_t k, auto width) {
-    top = larger<T>(get(row + k, width, -kInf<T>) * scale + load(f + k), top);
-  });
-  const T largest = largest_lane<T>(top), shift = largest == -kInf<T> ? T(0) : largest;
-  Vec<T> total{}, block{};
-  over_blocks<T>(
-      n,
-      [&](int64_t k, auto width) {
-        const Vec<T> x = exp2<T>(get(row + k, width, -kInf<T>) * scale + load(f + k) - shift);
-        block += x;
-        put(e + k, x, width);
-      },
-      [&] {
-        total += block;
-        block = Vec<T>{};
-      });
-  return sum_lanes<T>(total);
-}
-
-// f in base 2, padded to whole vectors
-template <typename T>
-void pad_rows(const T* f, int64_t num_problems, int64_t n, T factor, T* padded) {
-  const int64_t stride = round_up(n, kLanes<T>);
-  for (int64_t a = 0; a < num_problems; ++a) {
-    scale_all(f + a * n, factor, n, padded + a * stride);
-    std::fill(padded + a * stride + n, padded + (a + 1) * stride, T(0));
-  }
-}
-
-// f is padded and in base 2
-template <typename T>
-void column_sums(Scores scores, const T* f, const T* sample_weights, T* sums, int64_t num_problems,
-                 int64_t num_samples, int64_t num_prototypes, T scale, int threads) {
-  const Pieces slots(num_samples, kMostSlots, kSlotRows);
-  const int64_t stride = round_up(num_prototypes, kLanes<T>);
-  Scratch partial(std::max<int64_t>(1, num_problems * slots.count * stride) * sizeof(T));
-  parallel_for(num_problems * slots.count, threads, [&](int64_t task) {
-    const int64_t a = task / slots.count, slot = task % slots.count;
-    Scratch converted(stride * sizeof(T)), exps(4 * stride * sizeof(T));
-    Scratch block(stride * sizeof(T));
-    T *e = exps.as<T>(), *block_sums = block.as<T>();
-    T* slot_sums = partial.as<T>() + task * stride;
-    std::fill(slot_sums, slot_sums + stride, T(0));
-    for (int64_t begin = slots.begin(slot); begin < slots.end(slot); begin += kSlotRows) {
-      std::fill(block_sums, block_sums + stride, T(0));
-      in_groups(begin, std::min(slots.end(slot), begin + kSlotRows), [&](auto group, int64_t b) {
-        T factor[4];
-        for (int i = 0; i < group; ++i) {
-          const int64_t row = a * num_samples + b + i;
-          const T sum =
-              exp_row(read(scores, row * num_prototypes, num_prototypes, converted.as<T>()),
-                      f + a * stride, num_prototypes, scale, e + i * stride);
-          const T weight = sample_weights == nullptr ? T(1) : sample_weights[row];
-          factor[i] = sum == T(0) ? T(0) : weight / sum;  // a row without prototypes adds nothing
-        }
-        over_vectors<T>(num_prototypes, [&](int64_t k, auto width) {
-          Vec<T> sum = load(block_sums + k);
-          for (int i = 0; i < group; ++i) sum += get(e + i * stride + k, width, T(0)) * factor[i];
-          store(block_sums + k, sum);
-        });
-      });
-      for (int64_t k = 0; k < stride; ++k) slot_sums[k] += block_sums[k];
-    }
-  });
-  for (int64_t a = 0; a < num_problems; ++a) {
-    T* total = sums + a * num_prototypes;
-    std::fill(total, total + num_prototypes, T(0));
-    for (int64_t slot = 0; slot < slots.count; ++slot) {
-      const T* slot_sums = partial.as<T>() + (a * slots.count + slot) * stride;
-      for (int64_t k = 0; k < num_prototypes; ++k) total[k] += slot_sums[k];
-    }
-  }
-}
+constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of E that potentials() keeps
 
 // The largest logit's index, the lowest one on ties
 template <typename T>
@@ -235,10 +62,9 @@ void codes(Scores scores, const T* f, T* codes, int64_t num_problems, int64_t nu
 }
 
 template <typename T>
-void potentials(Scores scores, const T* sample_weights, const T* log_prototype_weights, T* f,
-                int64_t num_problems, int64_t num_samples, int64_t num_prototypes, double epsilon,
-                int iterations, int threads) {
-  const T scale = T(kLog2E / epsilon);
+void log_domain_potentials(Scores scores, const T* sample_weights, const T* log_prototype_weights,
+                           T* f, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
+                           T scale, int iterations, int threads) {
   Scratch padded(num_problems * round_up(num_prototypes, kLanes<T>) * sizeof(T));
   iterate<T>(
       [&](T* column_max, T* sums) {
@@ -251,6 +77,57 @@ void potentials(Scores scores, const T* sample_weights, const T* log_prototype_w
                     num_prototypes, scale, threads);
       },
       log_prototype_weights, num_problems, num_prototypes, iterations, f);
+}
+
+template <typename T>
+void potentials(Scores scores, const T* sample_weights, const T* log_prototype_weights, T* f,
+                int64_t num_problems, int64_t num_samples, int64_t num_prototypes, double epsilon,
+                int iterations, int threads) {
+  const T scale = T(kLog2E / epsilon);
+  const int64_t plane = num_samples * num_prototypes;
+  const bool is_plain = sample_weights == nullptr && log_prototype_weights == nullptr;
+  const bool keeps = iterations > 1 && plane * int64_t(sizeof(T)) <= kMostKept;
+  Scratch kept(keeps ? plane * sizeof(T) : 0);
+  for (int64_t a = 0; a < num_problems; ++a) {
+    if (is_plain && num_samples > 0) {
+      Linear<T> linear(scores, a * plane, keeps ? kept.as<T>() : nullptr, num_samples,
+                       num_prototypes, scale, threads);
+      if (linear.first_sweep()) {
+        for (int iteration = 1; iteration < iterations; ++iteration) linear.later_sweep();
+        linear.potentials(f + a * num_prototypes);
+        continue;
+      }
+    }
+    log_domain_potentials(problem(scores, a * plane),
+                          sample_weights == nullptr ? nullptr : sample_weights + a * num_samples,
+                          log_prototype_weights, f + a * num_prototypes, 1, num_samples,
+                          num_prototypes, scale, iterations, threads);
+  }
+}
+
+// Potentials and codes at once, without weights: E grows in the place of the codes
+template <typename T>
+void sinkhorn(Scores scores, T* out, int64_t num_problems, int64_t num_samples,
+              int64_t num_prototypes, double epsilon, int iterations, int threads) {
+  const T scale = T(kLog2E / epsilon);
+  const int64_t plane = num_samples * num_prototypes;
+  Scratch potentials_buffer(num_prototypes * sizeof(T));
+  T* f = potentials_buffer.as<T>();
+  for (int64_t a = 0; a < num_problems && plane > 0; ++a) {
+    T* codes_out = out + a * plane;
+    Linear<T> linear(scores, a * plane, codes_out, num_samples, num_prototypes, scale, threads);
+    // E in the place of the scores would leave nothing to fall back on
+    const bool in_place = scores.data == out;
+    if ((!in_place || linear.in_range()) && linear.first_sweep()) {
+      for (int iteration = 1; iteration < iterations; ++iteration) linear.later_sweep();
+      linear.codes();
+      continue;
+    }
+    log_domain_potentials<T>(problem(scores, a * plane), nullptr, nullptr, f, 1, num_samples,
+                             num_prototypes, scale, iterations, threads);
+    codes(problem(scores, a * plane), f, codes_out, 1, num_samples, num_prototypes, epsilon, false,
+          true, threads);
+  }
 }
 
 template <typename T>
@@ -272,6 +149,7 @@ void add(Kernels<T>& table) {
                 num_prototypes, T(kLog2E / epsilon), threads);
   };
   table.sinkhorn_potentials = potentials<T>;
+  table.sinkhorn = sinkhorn<T>;
   table.sinkhorn_codes = codes<T>;
 }
 

@@ -27,12 +27,14 @@ struct VecTypes;
 template <>
 struct VecTypes<float> {
   typedef float Vector __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Integer;
+  typedef Integer Integers __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct VecTypes<double> {
   typedef double Vector __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t Integers __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Integer;
+  typedef Integer Integers __attribute__((vector_size(kVectorBytes)));
 };
 
 template <typename T>

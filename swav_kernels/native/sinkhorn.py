@@ -7,6 +7,14 @@ from swav_kernels.checks import accumulate_dtype
 from swav_kernels.native import address, cpu_kernels, typed_address
 
 
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, out: Tensor) -> None:
+    """Write soft codes [A, N, K], without weights; `out` may be `scores` itself."""
+    cpu_kernels(out.dtype).sinkhorn(
+        *typed_address(scores), address(out), *scores.shape, epsilon, iterations,
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def potentials(
     scores: Tensor,
     sample_weights: Tensor | None,

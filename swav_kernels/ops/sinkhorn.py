@@ -81,8 +81,11 @@ def sinkhorn(
         sample_weights, score_bound, precision, check_finite, backend,
     )  # fmt: skip
     _check_out(out, scores, problem.acc)
-    f = problem.potentials() if problem.iterations else problem.unbalanced_potentials()
-    codes = problem.codes(f, hard, out)
+    if problem.is_plain and not hard:
+        codes = problem.plain_codes(out)
+    else:
+        f = problem.potentials() if problem.iterations else problem.unbalanced_potentials()
+        codes = problem.codes(f, hard, out)
     return codes.view(scores.shape) if out is None else out
 
 
@@ -156,6 +159,21 @@ class _Problem:
     group: Group
     acc: torch.dtype
     kernels: ModuleType | None
+
+    @property
+    def is_plain(self) -> bool:
+        """True where one kernel may make the soft codes by itself."""
+        is_weighted = self.prototype_weights is not None or self.sample_weights is not None
+        alone = self.group is None and not is_weighted and self.iterations > 0
+        return alone and hasattr(self.kernels, "sinkhorn")
+
+    def plain_codes(self, out: Tensor | None) -> Tensor:
+        """Soft codes [A, N, K] of a plain problem, into `out` if it is given."""
+        assert self.kernels is not None
+        if out is None:
+            out = torch.empty(self.scores.shape, dtype=self.acc, device=self.scores.device)
+        self.kernels.sinkhorn(self.scores, self.epsilon, self.iterations, out.view_as(self.scores))
+        return out
 
     def potentials(self) -> Tensor:
         """F [A, K]."""

@@ -1,0 +1,231 @@
+// Sinkhorn in the linear domain: u = 1 / sum_b a_b E, a = 1 / sum_k u_k E with E = 2^t.
+//
+// Only for problems whose |t| = |s| / epsilon * log2(e) is bounded: then neither E nor any sum of
+// it can overflow or vanish, and no maximum is needed. The first sweep finds the bound out as it
+// goes. E is kept from sweep to sweep where there is memory for it, else computed again.
+#pragma once
+
+#include "parallel.h"
+#include "potentials.h"
+#include "row_groups.h"
+
+namespace swav::cpu::SWAV_ISA {
+namespace {
+
+constexpr double kLargestExponent = 40;  // cosines reach 29 at epsilon = 0.05
+
+template <typename T>
+class Linear {
+ public:
+  // e [N, K] holds E between the sweeps, and may be the scores themselves; or it is null
+  Linear(Scores scores, int64_t first, T* e, int64_t num_samples, int64_t num_prototypes, T scale,
+         int threads)
+      : scores_(scores),
+        first_(first),
+        e_(e),
+        num_prototypes_(num_prototypes),
+        stride_(round_up(num_prototypes, kLanes<T>)),
+        scale_(scale),
+        threads_(threads),
+        slots_(num_samples, kMostSlots, kSlotRows),
+        u_(stride_ * sizeof(T)),
+        sums_(slots_.count * stride_ * sizeof(T)),
+        largest_(slots_.count * sizeof(Ints<T>)) {}
+
+  // Whether the scores are in range, without touching e
+  bool in_range() {
+    over_slots([&](int64_t slot, T*) {
+      Scratch row_buffer(stride_ * sizeof(T));
+      Ints<T> largest{};
+      for (int64_t b = slots_.begin(slot); b < slots_.end(slot); ++b) {
+        const T* row = read_row(b, row_buffer.as<T>());
+        over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
+          largest = larger_magnitude(get(row + k, width, T(0)), largest);
+        });
+      }
+      largest_.as<Ints<T>>()[slot] = largest;
+    });
+    return largest_is_in_range();
+  }
+
+  // First sweep: u from a = 1; false if the scores are out of range, and e is then undefined
+  bool first_sweep() {
+    over_slots([&](int64_t slot, T* sums) {
+      Scratch row_buffer(4 * stride_ * sizeof(T));
+      Ints<T> largest{};
+      over_row_blocks(slot, sums, [&](auto group, int64_t b, T* block_sums) {
+        const T* rows[4];
+        for (int i = 0; i < group; ++i) rows[i] = read_row(b + i, row_buffer.as<T>() + i * stride_);
+        over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
+          Vec<T> sum = load(block_sums + k);
+          for (int i = 0; i < group; ++i) {
+            const Vec<T> score = get(rows[i] + k, width, T(0));
+            const Vec<T> x = exp2_product(score, scale_);
+            largest = larger_magnitude(score, largest);
+            if (e_ != nullptr) put(e_ + (b + i) * num_prototypes_ + k, x, width);
+            sum += x;
+          }
+          store(block_sums + k, sum);
+        });
+      });
+      largest_.as<Ints<T>>()[slot] = largest;
+    });
+    if (!largest_is_in_range()) return false;
+    combine();
+    return true;
+  }
+
+  // Later sweeps: a from u, then u from a
+  void later_sweep() {
+    over_slots([&](int64_t slot, T* sums) {
+      Scratch buffer(4 * stride_ * sizeof(T));
+      over_row_blocks(slot, sums, [&](auto group, int64_t b, T* block_sums) {
+        const T* rows[4];
+        T a[4];
+        for (int i = 0; i < group; ++i) rows[i] = exp_row(b + i, buffer.as<T>() + i * stride_);
+        inverse_sums<group>(rows, a);
+        over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
+          Vec<T> sum = load(block_sums + k);
+          for (int i = 0; i < group; ++i) sum += get(rows[i] + k, width, T(0)) * a[i];
+          store(block_sums + k, sum);
+        });
+      });
+    });
+    combine();
+  }
+
+  // Last sweep: codes a u E in the place of E
+  void codes() {
+    const T* u = u_.as<T>();
+    over_slots([&](int64_t slot, T*) {
+      in_groups(slots_.begin(slot), slots_.end(slot), [&](auto group, int64_t b) {
+        T* rows[4];
+        T a[4];
+        for (int i = 0; i < group; ++i) rows[i] = e_ + (b + i) * num_prototypes_;
+        inverse_sums<group>(rows, a);
+        over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
+          const Vec<T> factor = load(u + k);
+          for (int i = 0; i < group; ++i)
+            put(rows[i] + k, get(rows[i] + k, width, T(0)) * (factor * a[i]), width);
+        });
+      });
+    });
+  }
+
+  // f = log u, natural
+  void potentials(T* f) const {
+    over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
+      put(f + k, log2<T>(load(u_.as<T>() + k)) * T(kLn2), width);
+    });
+  }
+
+ private:
+  // As bit patterns, among which NaN is the largest
+  static Ints<T> larger_magnitude(Vec<T> x, Ints<T> best) {
+    Ints<T> bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= std::numeric_limits<typename VecTypes<T>::Integer>::max();
+    return bits > best ? bits : best;
+  }
+
+  bool largest_is_in_range() const {
+    bool in_range = true;
+    for (int64_t slot = 0; slot < slots_.count; ++slot) {
+      Vec<T> largest;
+      std::memcpy(&largest, largest_.as<Ints<T>>() + slot, sizeof largest);
+      for (int i = 0; i < kLanes<T>; ++i)
+        in_range = in_range && largest[i] * scale_ <= T(kLargestExponent);
+    }
+    return in_range;
+  }
+
+  // body(slot, its column sums); every other sweep goes backwards, to find in the cache what the
+  // one before left there
+  template <typename Body>
+  void over_slots(const Body& body) {
+    backwards_ = !backwards_;
+    parallel_for(slots_.count, threads_, [&](int64_t task) {
+      const int64_t slot = backwards_ ? slots_.count - 1 - task : task;
+      body(slot, sums_.as<T>() + slot * stride_);
+    });
+  }
+
+  // body(group, first row, sums of a block of rows); the blocks' sums are added up in the slot's
+  template <typename Body>
+  void over_row_blocks(int64_t slot, T* sums, const Body& body) {
+    Scratch block(stride_ * sizeof(T));
+    T* block_sums = block.as<T>();
+    std::fill(sums, sums + stride_, T(0));
+    const int64_t begin = slots_.begin(slot), end = slots_.end(slot);
+    const int64_t blocks = (end - begin + kSlotRows - 1) / kSlotRows;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t row = begin + (backwards_ ? blocks - 1 - i : i) * kSlotRows;
+      std::fill(block_sums, block_sums + stride_, T(0));
+      in_groups(row, std::min(end, row + kSlotRows),
+                [&](auto group, int64_t b) { body(group, b, block_sums); });
+      for (int64_t k = 0; k < stride_; ++k) sums[k] += block_sums[k];
+    }
+  }
+
+  // u = 1 / the sums of all slots
+  void combine() {
+    const Pieces pieces(stride_, stride_, 4096);
+    parallel_for(pieces.count, threads_, [&](int64_t piece) {
+      for (int64_t k = pieces.begin(piece); k < pieces.end(piece); k += kLanes<T>) {
+        Vec<T> sum{};
+        for (int64_t slot = 0; slot < slots_.count; ++slot)
+          sum += load(sums_.as<T>() + slot * stride_ + k);
+        store<T>(u_.as<T>() + k, T(1) / sum);
+      }
+    });
+    for (int64_t k = num_prototypes_; k < stride_; ++k) u_.as<T>()[k] = T(0);
+  }
+
+  // a = 1 / sum_k u_k E of a group of rows
+  template <int kRows>
+  void inverse_sums(const T* const* rows, T* a) const {
+    const T* u = u_.as<T>();
+    Vec<T> total[kRows], block[kRows];
+    for (int i = 0; i < kRows; ++i) total[i] = block[i] = Vec<T>{};
+    over_blocks<T>(
+        num_prototypes_,
+        [&](int64_t k, auto width) {
+          const Vec<T> factor = load(u + k);
+          for (int i = 0; i < kRows; ++i) block[i] += get(rows[i] + k, width, T(0)) * factor;
+        },
+        [&] {
+          for (int i = 0; i < kRows; ++i) {
+            total[i] += block[i];
+            block[i] = Vec<T>{};
+          }
+        });
+    for (int i = 0; i < kRows; ++i) a[i] = T(1) / sum_lanes<T>(total[i]);
+  }
+
+  const T* read_row(int64_t b, T* buffer) const {
+    return read(scores_, first_ + b * num_prototypes_, num_prototypes_, buffer);
+  }
+
+  // Row b of E
+  const T* exp_row(int64_t b, T* buffer) const {
+    if (e_ != nullptr) return e_ + b * num_prototypes_;
+    const T* row = read_row(b, buffer);
+    over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
+      store<T>(buffer + k, exp2_product(get(row + k, width, T(0)), scale_));
+    });
+    return buffer;
+  }
+
+  Scores scores_;
+  int64_t first_;
+  T* e_;
+  int64_t num_prototypes_, stride_;
+  T scale_;
+  int threads_;
+  Pieces slots_;
+  bool backwards_ = true;
+  Scratch u_, sums_, largest_;
+};
+
+}  // namespace
+}  // namespace swav::cpu::SWAV_ISA
