@@ -22,8 +22,8 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(op)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        device_type = tensors[0].device.type if tensors else "cpu"
+        first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
+        device_type = "meta" if first is None else first.device.type
         if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return op(*args, **kwargs)
         with torch.autocast(device_type, enabled=False):
@@ -34,8 +34,8 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def check_tensor(op: str, argument: str, value: object, *layouts: str) -> Tensor:
     """Require a floating tensor with one of the layouts, such as "[N, K]" or "[A, N, K]"."""
-    wanted = " or ".join(layouts)
     if not isinstance(value, Tensor):
+        wanted = " or ".join(layouts)
         raise TypeError(
             f"{op}: {argument} must be a torch.Tensor {wanted}, got {type(value).__name__}; "
             "wrap it with torch.as_tensor"
@@ -49,14 +49,23 @@ def check_tensor(op: str, argument: str, value: object, *layouts: str) -> Tensor
         raise TypeError(
             f"{op}: {argument} must be a dense tensor, got {value.layout}; use .to_dense()"
         )
-    if not any(layout == "[..., D]" or value.dim() == layout.count(",") + 1 for layout in layouts):
+    dims = _dims(layouts)
+    if dims and value.dim() not in dims:
+        wanted = " or ".join(layouts)
         raise ValueError(
             f"{op}: {argument} must have shape {wanted}, got {list(value.shape)}; "
             "reshape it with .reshape or .unsqueeze(0)"
         )
     if value.dim() == 0:
+        wanted = " or ".join(layouts)
         raise ValueError(f"{op}: {argument} must have shape {wanted}, got a 0-dim tensor")
     return value
+
+
+@functools.cache
+def _dims(layouts: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of dimensions that layouts allow; none said: any."""
+    return () if "[..., D]" in layouts else tuple(x.count(",") + 1 for x in layouts)
 
 
 def check_shape(op: str, argument: str, value: Tensor, wanted: Sequence[int], meaning: str) -> None:
@@ -82,7 +91,10 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
 
 def check_positive(op: str, argument: str, value: object, smallest: float = 0.0) -> float:
     """Require a finite real number above 0 (and not below `smallest`)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    # the common types first: asking numbers.Real costs more than a small kernel's share
+    if type(value) is not float and (
+        isinstance(value, bool) or not isinstance(value, numbers.Real)
+    ):
         raise TypeError(f"{op}: {argument} must be a positive number, got {type(value).__name__}")
     number = float(value)
     if not (math.isfinite(number) and number > 0 and number >= smallest):
@@ -96,7 +108,9 @@ def check_positive(op: str, argument: str, value: object, smallest: float = 0.0)
 
 def check_iterations(op: str, iterations: object, least: int) -> int:
     """Require an integer of at least `least`."""
-    if isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral):
+    if type(iterations) is not int and (
+        isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral)
+    ):
         raise TypeError(f"{op}: iterations must be an integer, got {type(iterations).__name__}")
     if iterations < least:
         fix = "the paper's is 3" if least == 0 else "only sinkhorn() accepts 0; the paper's is 3"

@@ -148,7 +148,8 @@ def choose_backend(
         source, name = "use_backend()", _preferred.get()
     if name is None:
         source, name = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    check_backend_name(caller or op, source, name)
+    if name not in BACKENDS:
+        check_backend_name(caller or op, source, name)
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, _AUTO_ORDER_OTHER)
         return next(name for name in order if why_not(name, op, device, dtype) is None)
@@ -170,6 +171,7 @@ def check_backend_name(op: str, source: str, name: object) -> None:
     )
 
 
+@functools.cache
 def kernels(op: str, backend: str) -> ModuleType:
     """Return the module of an op's kernels; imported at the first call, triton with it."""
     return importlib.import_module(f"{BACKENDS[backend].package}.{op}")

@@ -51,10 +51,10 @@ class Linear {
   // First sweep: u from a = 1; false if the scores are out of range, and e is then undefined
   bool first_sweep() {
     over_slots([&](int64_t slot, T* sums) {
-      Scratch row_buffer(4 * stride_ * sizeof(T));
+      Scratch row_buffer(kGroupRows * stride_ * sizeof(T));
       Ints<T> largest{};
       over_row_blocks(slot, sums, [&](auto group, int64_t b, T* block_sums) {
-        const T* rows[4];
+        const T* rows[kGroupRows];
         for (int i = 0; i < group; ++i) rows[i] = read_row(b + i, row_buffer.as<T>() + i * stride_);
         over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
           Vec<T> sum = load(block_sums + k);
@@ -78,10 +78,10 @@ class Linear {
   // Later sweeps: a from u, then u from a
   void later_sweep() {
     over_slots([&](int64_t slot, T* sums) {
-      Scratch buffer(4 * stride_ * sizeof(T));
+      Scratch buffer(kGroupRows * stride_ * sizeof(T));
       over_row_blocks(slot, sums, [&](auto group, int64_t b, T* block_sums) {
-        const T* rows[4];
-        T a[4];
+        const T* rows[kGroupRows];
+        T a[kGroupRows];
         for (int i = 0; i < group; ++i) rows[i] = exp_row(b + i, buffer.as<T>() + i * stride_);
         inverse_sums<group>(rows, a);
         over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
@@ -99,8 +99,8 @@ class Linear {
     const T* u = u_.as<T>();
     over_slots([&](int64_t slot, T*) {
       in_groups(slots_.begin(slot), slots_.end(slot), [&](auto group, int64_t b) {
-        T* rows[4];
-        T a[4];
+        T* rows[kGroupRows];
+        T a[kGroupRows];
         for (int i = 0; i < group; ++i) rows[i] = e_ + (b + i) * num_prototypes_;
         inverse_sums<group>(rows, a);
         over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {

@@ -141,7 +141,7 @@ void column_sums(Scores scores, const T* f, const T* sample_weights, T* sums, in
   Scratch partial(std::max<int64_t>(1, num_problems * slots.count * stride) * sizeof(T));
   parallel_for(num_problems * slots.count, threads, [&](int64_t task) {
     const int64_t a = task / slots.count, slot = task % slots.count;
-    Scratch converted(stride * sizeof(T)), exps(4 * stride * sizeof(T));
+    Scratch converted(stride * sizeof(T)), exps(kGroupRows * stride * sizeof(T));
     Scratch block(stride * sizeof(T));
     T *e = exps.as<T>(), *block_sums = block.as<T>();
     T* slot_sums = partial.as<T>() + task * stride;
@@ -149,7 +149,7 @@ void column_sums(Scores scores, const T* f, const T* sample_weights, T* sums, in
     for (int64_t begin = slots.begin(slot); begin < slots.end(slot); begin += kSlotRows) {
       std::fill(block_sums, block_sums + stride, T(0));
       in_groups(begin, std::min(slots.end(slot), begin + kSlotRows), [&](auto group, int64_t b) {
-        T factor[4];
+        T factor[kGroupRows];
         for (int i = 0; i < group; ++i) {
           const int64_t row = a * num_samples + b + i;
           const T sum =

@@ -7,14 +7,16 @@
 namespace swav::cpu::SWAV_ISA {
 namespace {
 
+constexpr int kGroupRows = 3;       // rows that share each access to the column sums
 constexpr int64_t kMostSlots = 32;  // pieces of rows with column sums of their own
 constexpr int64_t kSlotRows = 64;   // least rows of a slot, and most rows of a running sum
 
-// body(group size, first row) over rows in groups of 4 that share each access to the column sums
+// body(group size, first row) over rows in groups that share each access to the column sums
 template <typename Body>
 inline void in_groups(int64_t begin, int64_t end, const Body& body) {
   int64_t row = begin;
-  for (; row + 4 <= end; row += 4) body(std::integral_constant<int, 4>{}, row);
+  for (; row + kGroupRows <= end; row += kGroupRows)
+    body(std::integral_constant<int, kGroupRows>{}, row);
   for (; row < end; ++row) body(std::integral_constant<int, 1>{}, row);
 }
 

@@ -10,6 +10,7 @@ namespace {
 struct Whole {};  // a full vector
 struct Part {     // the first `count` lanes
   int64_t count;
+  bool has_before;  // a whole vector that ends with them lies in the same row
 };
 
 template <typename T>
@@ -17,24 +18,46 @@ inline Vec<T> get(const T* p, Whole, T) {
   return load(p);
 }
 template <typename T>
-inline Vec<T> get(const T* p, Part part, T fill) {
-  return load_part(p, part.count, fill);
-}
-template <typename T>
 inline void put(T* p, Vec<T> v, Whole) {
   store(p, v);
+}
+
+#if defined(__GNUC__) && !defined(__clang__) && (defined(__AVX2__) || defined(__AVX512F__))
+// The end of a row as the last lanes of a whole vector, and lanes rotated in a register: far
+// cheaper than moving a number of bytes that is known at run time only
+template <typename T>
+inline Vec<T> get(const T* p, Part part, T fill) {
+  if (!part.has_before) return load_part(p, part.count, fill);
+  const typename VecTypes<T>::Integer missing = kLanes<T> - part.count;
+  const Ints<T> lanes = lane_numbers<T>();
+  const Vec<T> rotated = __builtin_shuffle(load(p - missing), lanes + missing);
+  return lanes < kLanes<T> - missing ? rotated : splat(fill);
+}
+template <typename T>
+inline void put(T* p, Vec<T> v, Part part) {
+  if (!part.has_before) return store_part(p, v, part.count);
+  const typename VecTypes<T>::Integer missing = kLanes<T> - part.count;
+  const Ints<T> lanes = lane_numbers<T>();
+  const Vec<T> rotated = __builtin_shuffle(v, lanes - missing);
+  store<T>(p - missing, lanes < missing ? load(p - missing) : rotated);
+}
+#else
+template <typename T>
+inline Vec<T> get(const T* p, Part part, T fill) {
+  return load_part(p, part.count, fill);
 }
 template <typename T>
 inline void put(T* p, Vec<T> v, Part part) {
   store_part(p, v, part.count);
 }
+#endif
 
 // body(k, width) for every vector of n elements; the last one may be a Part
 template <typename T, typename Body>
 inline void over_vectors(int64_t n, const Body& body) {
   int64_t k = 0;
   for (; k + kLanes<T> <= n; k += kLanes<T>) body(k, Whole{});
-  if (k < n) body(k, Part{n - k});
+  if (k < n) body(k, Part{n - k, k > 0});
 }
 
 // As above in blocks of at most kBlock vectors, after each of which flush() is called: a sum of

@@ -9,6 +9,7 @@ from torch import Tensor
 from swav_kernels import checks, dispatch
 from swav_kernels.distributed import Group, all_reduce, raise_if_not_finite, resolve_group
 from swav_kernels.ops.iteration import potentials, shift_from_bound, solve
+from swav_kernels.ops.output import check_out
 from swav_kernels.reference import sinkhorn as reference
 
 OP = "sinkhorn"
@@ -80,13 +81,13 @@ def sinkhorn(
         OP, scores, iterations, 0, epsilon, gather_distributed, group, prototype_weights,
         sample_weights, score_bound, precision, check_finite, backend,
     )  # fmt: skip
-    _check_out(out, scores, problem.acc)
+    check_out(OP, out, scores, problem.acc)
     if problem.is_plain and not hard:
         codes = problem.plain_codes(out)
     else:
         f = problem.potentials() if problem.iterations else problem.unbalanced_potentials()
         codes = problem.codes(f, hard, out)
-    return codes.view(scores.shape) if out is None else out
+    return codes.view_as(scores) if out is None else out
 
 
 @checks.without_autocast
@@ -146,7 +147,7 @@ def sinkhorn_potentials(
     return f if scores.dim() == 3 else f.squeeze(0)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Problem:
     """Checked arguments of one call, and the backend that runs it (None: the reference)."""
 
@@ -171,8 +172,9 @@ class _Problem:
         """Soft codes [A, N, K] of a plain problem, into `out` if it is given."""
         assert self.kernels is not None
         if out is None:
-            out = torch.empty(self.scores.shape, dtype=self.acc, device=self.scores.device)
-        self.kernels.sinkhorn(self.scores, self.epsilon, self.iterations, out.view_as(self.scores))
+            out = torch.empty_like(self.scores, dtype=self.acc)
+        shaped = out if out.dim() == 3 else out.unsqueeze(0)
+        self.kernels.sinkhorn(self.scores, self.epsilon, self.iterations, shaped)
         return out
 
     def potentials(self) -> Tensor:
@@ -267,43 +269,3 @@ def _prepare(
         acc=acc,
         kernels=None if name == "reference" else dispatch.kernels(OP, name),
     )
-
-
-def _check_out(out: Tensor | None, scores: Tensor, acc: torch.dtype) -> None:
-    if out is None:
-        return
-    checks.check_tensor(OP, "out", out, "[N, K]", "[A, N, K]")
-    checks.check_shape(OP, "out", out, scores.shape, "the shape of scores")
-    checks.check_same_device(OP, out=out, scores=scores)
-    if out.dtype != acc:
-        raise ValueError(
-            f"{OP}: out must have dtype {acc}, got {out.dtype}; codes of these scores have it"
-        )
-    if not out.is_contiguous():
-        raise ValueError(
-            f"{OP}: out must be contiguous, got strides {out.stride()}; pass torch.empty_like(...)"
-        )
-    if out.requires_grad:
-        raise ValueError(f"{OP}: out must not require grad, codes carry none; pass out.detach()")
-    same = (
-        out.data_ptr() == scores.data_ptr() and out.dtype == scores.dtype and scores.is_contiguous()
-    )
-    if not same and _overlap(out, scores):
-        raise ValueError(
-            f"{OP}: out overlaps scores in part; pass scores itself or memory of its own"
-        )
-
-
-def _overlap(first: Tensor, second: Tensor) -> bool:
-    if first.numel() == 0 or second.numel() == 0:
-        return False
-    if first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr():
-        return False
-    spans = []
-    for tensor in (first, second):
-        last = sum(
-            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        )
-        spans.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()))
-    (start, end), (other_start, other_end) = spans
-    return start < other_end and other_start < end
