@@ -109,7 +109,7 @@ void define_cpu(py::module_ module) {
           Address d_scores, int64_t num_crops, int64_t num_samples, int64_t num_prototypes,
           Assign assign, double temperature, int threads) {
         const cpu::LossSettings settings{
-            num_crops, int64_t(assign.size()), assign.data(), temperature, 0, false};
+            num_crops, int64_t(assign.size()), assign.data(), temperature, 0, false, false};
         kernels.swapped_cross_entropy(scores_at(scores, scores_dtype),
                                       scores_at(codes, codes_dtype), at<T>(loss), at<T>(d_scores),
                                       num_samples, num_prototypes, settings, threads);
@@ -119,37 +119,38 @@ void define_cpu(py::module_ module) {
       module, "swav_column_stats",
       +[](Address features, Address prototypes, Address sample_weights, Address column_max,
           Address column_sums, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
-          int64_t dim, double epsilon, int threads) {
+          int64_t dim, double epsilon, bool bfloat16, int threads) {
         kernels.swav_column_stats(at<T>(features), at<T>(prototypes), at<T>(sample_weights),
                                   at<T>(column_max), at<T>(column_sums), num_problems, num_samples,
-                                  num_prototypes, dim, epsilon, threads);
+                                  num_prototypes, dim, epsilon, bfloat16, threads);
       });
   define(
       module, "swav_column_sums",
       +[](Address features, Address prototypes, Address f, Address sample_weights,
           Address column_sums, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
-          int64_t dim, double epsilon, int threads) {
+          int64_t dim, double epsilon, bool bfloat16, int threads) {
         kernels.swav_column_sums(at<T>(features), at<T>(prototypes), at<T>(f),
                                  at<T>(sample_weights), at<T>(column_sums), num_problems,
-                                 num_samples, num_prototypes, dim, epsilon, threads);
+                                 num_samples, num_prototypes, dim, epsilon, bfloat16, threads);
       });
   define(
       module, "swav_potentials",
       +[](Address features, Address prototypes, Address sample_weights,
           Address log_prototype_weights, Address f, int64_t num_problems, int64_t num_samples,
-          int64_t num_prototypes, int64_t dim, double epsilon, int iterations, int threads) {
+          int64_t num_prototypes, int64_t dim, double epsilon, int iterations, bool bfloat16,
+          int threads) {
         kernels.swav_potentials(at<T>(features), at<T>(prototypes), at<T>(sample_weights),
                                 at<T>(log_prototype_weights), at<T>(f), num_problems, num_samples,
-                                num_prototypes, dim, epsilon, iterations, threads);
+                                num_prototypes, dim, epsilon, iterations, bfloat16, threads);
       });
   define(
       module, "swav_loss",
       +[](Address features, Address prototypes, Address f, Address loss, Address d_features,
           Address d_prototypes, std::vector<Address> statistics, int64_t num_crops,
           int64_t num_samples, int64_t num_prototypes, int64_t dim, Assign assign,
-          double temperature, double epsilon, bool hard, int threads) {
+          double temperature, double epsilon, bool hard, bool bfloat16, int threads) {
         const cpu::LossSettings settings{
-            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, hard};
+            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, hard, bfloat16};
         cpu::CodeStatistics<T> out{};
         if (!statistics.empty())
           out = {at<int64_t>(statistics.at(0)), at<T>(statistics.at(1)), at<T>(statistics.at(2)),

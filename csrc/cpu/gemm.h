@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "rows.h"
-#include "scratch.h"
+#include "words.h"
 
 namespace swav::cpu::SWAV_ISA {
 namespace {
@@ -22,25 +22,28 @@ constexpr int kTileRows = 6;
 constexpr int64_t kSteps = 128;  // longest running sum, and what of b stays in the L1 cache
 
 // a(i, t) = data[i * row + t * step]
-template <typename T>
+template <typename W>
 struct Strided {
-  const T* data;
+  const W* data;
   int64_t row, step;
 };
 
-// R x C vectors of the output over `steps` terms
-template <typename T, int R, int C>
-inline void tile(Strided<T> a, const T* b, int64_t b_stride, int64_t steps, T* out,
+// R x C vectors of the output over `steps` words
+template <typename T, int R, int C, typename W>
+inline void tile(Strided<W> a, const W* b, int64_t b_stride, int64_t steps, T* out,
                  int64_t out_stride, int64_t valid, bool accumulate) {
   Vec<T> sum[R][C];
   for (int i = 0; i < R; ++i)
-    for (int j = 0; j < C; ++j) sum[i][j] = Vec<T>{};
+    for (int j = 0; j < C; ++j) {
+      sum[i][j] = Vec<T>{};
+      __builtin_prefetch(out + i * out_stride + j * kLanes<T>, 1);
+    }
   for (int64_t t = 0; t < steps; ++t, b += b_stride) {
-    Vec<T> y[C];
-    for (int j = 0; j < C; ++j) y[j] = load(b + j * kLanes<T>);
+    typename WordVector<T, W>::Type y[C];
+    for (int j = 0; j < C; ++j) y[j] = load_words<T>(b + j * kLanes<T>);
     for (int i = 0; i < R; ++i) {
-      const T x = a.data[i * a.row + t * a.step];
-      for (int j = 0; j < C; ++j) sum[i][j] += y[j] * x;
+      const W x = a.data[i * a.row + t * a.step];
+      for (int j = 0; j < C; ++j) add_product(sum[i][j], y[j], x);
     }
   }
   const auto finish = [&](auto whole) {
@@ -63,8 +66,8 @@ inline void tile(Strided<T> a, const T* b, int64_t b_stride, int64_t steps, T* o
     finish(std::false_type{});
 }
 
-template <typename T, int C>
-inline void tile_column(Strided<T> a, const T* b, int64_t b_stride, int64_t steps, int64_t rows,
+template <typename T, int C, typename W>
+inline void tile_column(Strided<W> a, const W* b, int64_t b_stride, int64_t steps, int64_t rows,
                         T* out, int64_t out_stride, int64_t valid, bool accumulate) {
   const auto run = [&](auto height, int64_t i) {
     tile<T, height, C>({a.data + i * a.row, a.row, a.step}, b, b_stride, steps,
@@ -76,17 +79,17 @@ inline void tile_column(Strided<T> a, const T* b, int64_t b_stride, int64_t step
   for (; i < rows; ++i) run(std::integral_constant<int, 1>{}, i);
 }
 
-// out [rows, columns] (+)= a [rows, steps] b [steps, columns]. Rows of b are padded to whole
-// vectors (what the padding holds does not matter); rows of out need not be.
-template <typename T>
-inline void multiply(Strided<T> a, const T* b, int64_t b_stride, int64_t rows, int64_t columns,
+// out [rows, columns] (+)= a [rows, steps] b [steps, columns], steps in words. Rows of b are padded
+// to whole vectors (what the padding holds does not matter); rows of out need not be.
+template <typename T, typename W>
+inline void multiply(Strided<W> a, const W* b, int64_t b_stride, int64_t rows, int64_t columns,
                      int64_t steps, T* out, int64_t out_stride, bool accumulate) {
   for (int64_t t = 0; t < std::max<int64_t>(1, steps); t += kSteps) {
     const int64_t size = std::min(kSteps, steps - t);
-    const Strided<T> part{a.data + t * a.step, a.row, a.step};
+    const Strided<W> part{a.data + t * a.step, a.row, a.step};
     const bool add = accumulate || t > 0;
     for (int64_t j = 0; j < columns;) {
-      const T* panel = b + t * b_stride + j;
+      const W* panel = b + t * b_stride + j;
       const int64_t left = columns - j;
       if (left > (kTileVectors - 1) * kLanes<T>) {
         tile_column<T, kTileVectors>(part, panel, b_stride, size, rows, out + j, out_stride, left,
@@ -102,35 +105,6 @@ inline void multiply(Strided<T> a, const T* b, int64_t b_stride, int64_t rows, i
     }
   }
 }
-
-// Rows [n, dim] with each row padded by zeros to whole vectors
-template <typename T>
-inline void pad_copy(const T* rows, int64_t n, int64_t dim, T* padded) {
-  const int64_t stride = round_up(dim, kLanes<T>);
-  for (int64_t i = 0; i < n; ++i) {
-    std::copy(rows + i * dim, rows + (i + 1) * dim, padded + i * stride);
-    std::fill(padded + i * stride + dim, padded + (i + 1) * stride, T(0));
-  }
-}
-
-// A matrix whose rows multiply() may read as `b`: itself where its rows are whole vectors
-template <typename T>
-class PaddedRows {
- public:
-  PaddedRows(const T* rows, int64_t n, int64_t dim)
-      : stride(round_up(dim, kLanes<T>)),
-        copy_(rows == nullptr || dim == stride ? 0 : n * stride * sizeof(T)),
-        data(rows == nullptr || dim == stride ? rows : copy_.template as<T>()) {
-    if (data != rows) pad_copy(rows, n, dim, copy_.template as<T>());
-  }
-  const int64_t stride;
-
- private:
-  Scratch copy_;
-
- public:
-  const T* const data;
-};
 
 }  // namespace
 }  // namespace swav::cpu::SWAV_ISA

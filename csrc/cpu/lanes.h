@@ -6,7 +6,7 @@
 #pragma once
 
 #include "exp.h"
-#include "gemm.h"
+#include "operands.h"
 #include "parallel.h"
 
 namespace swav::cpu::SWAV_ISA {
@@ -16,29 +16,35 @@ constexpr int64_t kMostSlots = 16;
 constexpr int64_t kBlockRows =
     8 * kTileRows;  // prototypes at a time: a block stays in the L1 cache
 
-// Samples [count, dim] as lanes: panels [dim, kPanel] of zero-padded columns
+// Samples [count, dim] as lanes: panels [words of dim, kPanel] of zero-padded columns
 template <typename T>
 constexpr int64_t kPanel = kTileVectors * kLanes<T>;
 
-template <typename T>
+template <typename T, typename W>
 constexpr int64_t packed_size(int64_t lanes, int64_t dim) {
-  return round_up(lanes, kPanel<T>) * dim;
+  return round_up(lanes, kPanel<T>) * words<W>(dim);
 }
 
 // Lane `lane` of the packed chunk becomes `sample` [dim], or zero if that is null
-template <typename T>
-inline void pack_lane(const T* sample, int64_t lane, int64_t dim, T* packed) {
-  T* column = packed + lane / kPanel<T> * kPanel<T> * dim + lane % kPanel<T>;
-  for (int64_t d = 0; d < dim; ++d) column[d * kPanel<T>] = sample == nullptr ? T(0) : sample[d];
+template <typename T, typename W>
+inline void pack_lane(const T* sample, int64_t lane, int64_t dim, W* packed) {
+  const int64_t steps = words<W>(dim);
+  W* column = packed + lane / kPanel<T> * kPanel<T> * steps + lane % kPanel<T>;
+  for (int64_t t = 0; t < steps; ++t) {
+    const T* terms = sample + t * kTerms<W>;
+    const bool has_second = (t + 1) * kTerms<W> <= dim;
+    column[t * kPanel<T>] =
+        sample == nullptr ? W(0) : make_word<W>(terms[0], has_second ? terms[kTerms<W> - 1] : T(0));
+  }
 }
 
-// scores [rows, lanes] = prototypes [rows, dim] times packed samples
-template <typename T>
-inline void block_scores(const T* prototypes, const T* packed, int64_t rows, int64_t lanes,
-                         int64_t dim, T* scores) {
+// scores [rows, lanes] = prototypes [rows, dim] times packed samples, dim in words
+template <typename T, typename W>
+inline void block_scores(Strided<W> prototypes, const W* packed, int64_t rows, int64_t lanes,
+                         int64_t steps, T* scores) {
   for (int64_t lane = 0; lane < lanes; lane += kPanel<T>)
-    multiply<T>({prototypes, dim, 1}, packed + lane * dim, kPanel<T>, rows,
-                std::min(kPanel<T>, lanes - lane), dim, scores + lane, lanes, false);
+    multiply<T>(prototypes, packed + lane * steps, kPanel<T>, rows,
+                std::min(kPanel<T>, lanes - lane), steps, scores + lane, lanes, false);
 }
 
 // Running maximum and sum of 2^logit of every lane: log-sum-exp without a second visit

@@ -1,5 +1,5 @@
 // Scores and their gradients: three matrix products, each cut over the rows of its output.
-#include "gemm.h"
+#include "operands.h"
 #include "parallel.h"
 #include "tables.h"
 
@@ -22,8 +22,8 @@ void scores(const T* features, const T* prototypes, T* out, int64_t num_samples,
     for (int64_t j = 0; j < panel; ++j)
       for (int64_t d = 0; d < dim; ++d)
         p[d * panel + j] = j < size ? prototypes[(begin + j) * dim + d] : T(0);
-    multiply<T>({features, dim, 1}, p, panel, num_samples, size, dim, out + begin, num_prototypes,
-                false);
+    multiply<T>(Strided<T>{features, dim, 1}, p, panel, num_samples, size, dim, out + begin,
+                num_prototypes, false);
   });
 }
 
@@ -32,22 +32,23 @@ void gradients(const T* d_scores, const T* features, const T* prototypes, T* d_f
                T* d_prototypes, int64_t num_samples, int64_t num_prototypes, int64_t dim,
                int threads) {
   if (d_features != nullptr) {
-    const PaddedRows<T> b(prototypes, num_prototypes, dim);
+    const Operand<T, T> b(prototypes, num_prototypes, dim, false, true);
     const Pieces rows(num_samples, kMostPieces, kPieceRows);
     parallel_for(rows.count, threads, [&](int64_t piece) {
       const int64_t begin = rows.begin(piece);
-      multiply<T>({d_scores + begin * num_prototypes, num_prototypes, 1}, b.data, b.stride,
-                  rows.end(piece) - begin, dim, num_prototypes, d_features + begin * dim, dim,
-                  false);
+      multiply<T>(Strided<T>{d_scores + begin * num_prototypes, num_prototypes, 1}, b.across(0),
+                  b.across_stride(), rows.end(piece) - begin, dim, num_prototypes,
+                  d_features + begin * dim, dim, false);
     });
   }
   if (d_prototypes != nullptr) {
-    const PaddedRows<T> b(features, num_samples, dim);
+    const Operand<T, T> b(features, num_samples, dim, false, true);
     const Pieces rows(num_prototypes, kMostPieces, kPieceRows);
     parallel_for(rows.count, threads, [&](int64_t piece) {
       const int64_t begin = rows.begin(piece);
-      multiply<T>({d_scores + begin, 1, num_prototypes}, b.data, b.stride, rows.end(piece) - begin,
-                  dim, num_samples, d_prototypes + begin * dim, dim, false);
+      multiply<T>(Strided<T>{d_scores + begin, 1, num_prototypes}, b.across(0), b.across_stride(),
+                  rows.end(piece) - begin, dim, num_samples, d_prototypes + begin * dim, dim,
+                  false);
     });
   }
 }

@@ -14,14 +14,13 @@ namespace {
 
 constexpr int64_t kChunkLanes = 128;  // about: a multiple of crops and vector lanes
 
-template <typename T>
+template <typename T, typename W>
 class Loss {
  public:
   Loss(const T* features, const T* prototypes, const T* f, T* d_features, T* d_prototypes,
        CodeStatistics<T> statistics, int64_t num_samples, int64_t num_prototypes, int64_t dim,
        const LossSettings& settings, int threads)
       : features_(features),
-        prototypes_(prototypes),
         d_features_(d_features),
         d_prototypes_(d_prototypes),
         statistics_(statistics),
@@ -40,13 +39,13 @@ class Loss {
         lanes_(settings.num_crops * chunk_samples_),
         coded_(settings.num_assign * chunk_samples_),
         slots_(num_prototypes, kMostSlots, kBlockRows),
-        padded_prototypes_(d_features == nullptr ? nullptr : prototypes, num_prototypes, dim),
+        prototypes_(prototypes, num_prototypes, dim, true, d_features != nullptr),
         stride_(round_up(dim, kLanes<T>)),
         state_stride_(round_up(int64_t(LaneState<T>::bytes(lanes_, coded_)), 64)),
         potentials_(settings.num_assign * num_prototypes * sizeof(T)),
         scores_(num_prototypes * lanes_ * sizeof(T)),
-        packed_(packed_size<T>(lanes_, dim) * sizeof(T)),
-        rows_(d_prototypes == nullptr ? 0 : lanes_ * stride_ * sizeof(T)),
+        packed_(packed_size<T, W>(lanes_, dim) * sizeof(W)),
+        rows_(d_prototypes == nullptr ? 0 : words<W>(lanes_) * stride_ * sizeof(W)),
         d_rows_(d_features == nullptr ? 0 : slots_.count * lanes_ * dim * sizeof(T)),
         log_sums_((lanes_ + coded_) * sizeof(T)),
         states_(slots_.count * state_stride_) {
@@ -97,20 +96,17 @@ class Loss {
 
   void pack(int64_t begin, int64_t count) {
     for (int64_t lane = 0; lane < round_up(lanes_, kPanel<T>); ++lane)
-      pack_lane(sample(lane, begin, count), lane, dim_, packed_.as<T>());
+      pack_lane(sample(lane, begin, count), lane, dim_, packed_.as<W>());
     if (d_prototypes_ == nullptr) return;
-    for (int64_t lane = 0; lane < lanes_; ++lane) {
-      T* row = rows_.as<T>() + lane * stride_;
-      const T* z = sample(lane, begin, count);
-      std::fill(row, row + stride_, T(0));
-      if (z != nullptr) std::copy(z, z + dim_, row);
-    }
+    copy_across<T>(
+        lanes_, dim_, [&](int64_t lane) { return sample(lane, begin, count); }, rows_.as<W>());
   }
 
   LaneState<T> state(int64_t slot) {
     return {states_.as<char>() + slot * state_stride_, lanes_, coded_};
   }
 
+  bool wants_gradient() const { return d_features_ != nullptr || d_prototypes_ != nullptr; }
   bool finds_nearest() const { return statistics_.nearest != nullptr; }
 
   void first_visit(int64_t slot) {
@@ -122,7 +118,7 @@ class Loss {
     for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows) {
       const int64_t rows = std::min(kBlockRows, slots_.end(slot) - row);
       T* scores = scores_.as<T>() + row * lanes_;
-      block_scores(prototypes_ + row * dim_, packed_.as<T>(), rows, lanes_, dim_, scores);
+      block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, words<W>(dim_), scores);
       for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
         lane_state.prediction.add(scores + lane, rows, lanes_, scale_, nullptr, lane);
       for (int64_t coded = 0; coded < coded_; coded += kLanes<T>) {
@@ -144,6 +140,7 @@ class Loss {
     std::fill(lane_state.entropy, lane_state.entropy + coded_, T(0));
     constexpr int64_t block = kBlockRows * kLanes<T>;
     Scratch code_buffer((settings_.num_assign + 1) * block * sizeof(T));
+    GradientBlock<T, W> gradient(kBlockRows, lanes_);
     T *codes = code_buffer.as<T>(), *target = codes + settings_.num_assign * block;
     for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows) {
       const int64_t rows = std::min(kBlockRows, slots_.end(slot) - row);
@@ -157,12 +154,14 @@ class Loss {
                          crop * chunk_samples_ + j, j, count);
         }
       }
+      if (!wants_gradient()) continue;
+      gradient.set(scores, rows);
       if (d_features_ != nullptr)
-        multiply<T>({scores, 1, lanes_}, padded_prototypes_.data + row * padded_prototypes_.stride,
-                    padded_prototypes_.stride, lanes_, dim_, rows,
-                    d_rows_.as<T>() + slot * lanes_ * dim_, dim_, row > slots_.begin(slot));
+        multiply<T>(gradient.by_lane(), prototypes_.across(row), prototypes_.across_stride(),
+                    lanes_, dim_, words<W>(rows), d_rows_.as<T>() + slot * lanes_ * dim_, dim_,
+                    row > slots_.begin(slot));
       if (d_prototypes_ != nullptr)
-        multiply<T>({scores, lanes_, 1}, rows_.as<T>(), stride_, rows, dim_, lanes_,
+        multiply<T>(gradient.by_prototype(), rows_.as<W>(), stride_, rows, dim_, words<W>(lanes_),
                     d_prototypes_ + row * dim_, dim_, begin > 0);
     }
   }
@@ -230,7 +229,7 @@ class Loss {
       // the same rounding as in the sum, not one fused with the subtraction: K = 1 gives p = 1
       const Vec<T> log_p = load(scores + k * lanes_) * scale_ + T(0) - log_sum;
       loss -= q * log_p;
-      store<T>(scores + k * lanes_, exp2<T>(log_p) * of_p - q * of_q);
+      if (wants_gradient()) store<T>(scores + k * lanes_, exp2<T>(log_p) * of_p - q * of_q);
     }
     for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, count - j); ++i)
       lane_state.loss[j + i] += double(loss[i]);
@@ -262,7 +261,7 @@ class Loss {
       }
   }
 
-  const T *features_, *prototypes_;
+  const T* features_;
   T *d_features_, *d_prototypes_;
   const CodeStatistics<T> statistics_;
   const int64_t num_samples_, num_prototypes_, dim_;
@@ -272,7 +271,7 @@ class Loss {
   const double weight_;
   const int64_t chunk_samples_, lanes_, coded_;  // nb, V nb, A nb
   const Pieces slots_;
-  const PaddedRows<T> padded_prototypes_;
+  const Operand<T, W> prototypes_;
   const int64_t stride_, state_stride_;
   Scratch potentials_, scores_, packed_, rows_, d_rows_, log_sums_, states_;
 };
@@ -281,9 +280,16 @@ template <typename T>
 void swav_loss(const T* features, const T* prototypes, const T* f, T* loss, T* d_features,
                T* d_prototypes, CodeStatistics<T> statistics, int64_t num_samples,
                int64_t num_prototypes, int64_t dim, const LossSettings& settings, int threads) {
-  *loss = Loss<T>(features, prototypes, f, d_features, d_prototypes, statistics, num_samples,
-                  num_prototypes, dim, settings, threads)
-              .run();
+  const auto run = [&](auto word) {
+    return Loss<T, decltype(word)>(features, prototypes, f, d_features, d_prototypes, statistics,
+                                   num_samples, num_prototypes, dim, settings, threads)
+        .run();
+  };
+  if constexpr (std::is_same_v<T, float> && kHasBfloat16) {
+    *loss = settings.bfloat16 ? run(Pair{}) : run(T{});
+  } else {
+    *loss = run(T{});
+  }
 }
 
 }  // namespace

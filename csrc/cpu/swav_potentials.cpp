@@ -11,14 +11,14 @@ namespace {
 constexpr int64_t kChunkLanes = 64;
 constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of scores
 
-template <typename T>
+template <typename T, typename W>
 class Sweeps {
  public:
   Sweeps(const T* features, const T* prototypes, const T* sample_weights, int64_t num_problems,
          int64_t num_samples, int64_t num_prototypes, int64_t dim, double epsilon, int threads,
          bool keep)
       : features_(features),
-        prototypes_(prototypes),
+        prototypes_(prototypes, num_prototypes, dim, true, false),
         sample_weights_(sample_weights),
         num_problems_(num_problems),
         num_samples_(num_samples),
@@ -34,7 +34,7 @@ class Sweeps {
                    : 0),
         slots_(num_prototypes, kMostSlots, kBlockRows),
         scores_((kept_ + 1) * chunk_size_ * sizeof(T)),
-        packed_(packed_size<T>(lanes_, dim) * sizeof(T)),
+        packed_(packed_size<T, W>(lanes_, dim) * sizeof(W)),
         totals_(num_problems * num_prototypes * sizeof(double)),
         lane_values_((2 * slots_.count + 2) * kChunkLanes * sizeof(T)) {}
 
@@ -125,7 +125,7 @@ class Sweeps {
   void pack(int64_t a, int64_t begin, int64_t count) {
     const T* samples = features_ + (a * num_samples_ + begin) * dim_;
     for (int64_t lane = 0; lane < round_up(lanes_, kPanel<T>); ++lane)
-      pack_lane(lane < count ? samples + lane * dim_ : nullptr, lane, dim_, packed_.as<T>());
+      pack_lane(lane < count ? samples + lane * dim_ : nullptr, lane, dim_, packed_.as<W>());
   }
 
   T* chunk_scores(int64_t a, int64_t chunk) {
@@ -133,7 +133,7 @@ class Sweeps {
   }
 
   void compute(T* scores, int64_t row, int64_t rows) {
-    block_scores(prototypes_ + row * dim_, packed_.as<T>(), rows, lanes_, dim_,
+    block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, words<W>(dim_),
                  scores + row * lanes_);
   }
 
@@ -155,7 +155,9 @@ class Sweeps {
     column_max = largest;
   }
 
-  const T *features_, *prototypes_, *sample_weights_;
+  const T* features_;
+  const Operand<T, W> prototypes_;
+  const T* sample_weights_;
   const int64_t num_problems_, num_samples_, num_prototypes_, dim_;
   const T scale_;
   const int threads_;
@@ -164,36 +166,53 @@ class Sweeps {
   Scratch scores_, packed_, totals_, lane_values_;
 };
 
+// run(Sweeps) with the kind of products that is asked for and at hand
+template <typename T, typename Run>
+void with_sweeps(const T* features, const T* prototypes, const T* sample_weights,
+                 int64_t num_problems, int64_t num_samples, int64_t num_prototypes, int64_t dim,
+                 double epsilon, bool bfloat16, int threads, bool keep, const Run& run) {
+  const auto start = [&](auto word) {
+    Sweeps<T, decltype(word)> sweeps(features, prototypes, sample_weights, num_problems,
+                                     num_samples, num_prototypes, dim, epsilon, threads, keep);
+    run(sweeps);
+  };
+  if constexpr (std::is_same_v<T, float> && kHasBfloat16)
+    if (bfloat16) return start(Pair{});
+  start(T{});
+}
+
 template <typename T>
 void add(Kernels<T>& table) {
   table.swav_column_stats = [](const T* features, const T* prototypes, const T* sample_weights,
                                T* column_max, T* sums, int64_t num_problems, int64_t num_samples,
-                               int64_t num_prototypes, int64_t dim, double epsilon, int threads) {
-    Sweeps<T>(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes, dim,
-              epsilon, threads, false)
-        .first(column_max, sums);
+                               int64_t num_prototypes, int64_t dim, double epsilon, bool bfloat16,
+                               int threads) {
+    with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
+                dim, epsilon, bfloat16, threads, false,
+                [&](auto& sweeps) { sweeps.first(column_max, sums); });
     scale_all(column_max, T(kLn2), num_problems * num_prototypes, column_max);
   };
   table.swav_column_sums = [](const T* features, const T* prototypes, const T* f,
                               const T* sample_weights, T* sums, int64_t num_problems,
                               int64_t num_samples, int64_t num_prototypes, int64_t dim,
-                              double epsilon, int threads) {
+                              double epsilon, bool bfloat16, int threads) {
     const int64_t size = num_problems * num_prototypes;
     Scratch base_2(size * sizeof(T));
     scale_all(f, T(kLog2E), size, base_2.as<T>());
-    Sweeps<T>(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes, dim,
-              epsilon, threads, false)
-        .later(base_2.as<T>(), sums);
+    with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
+                dim, epsilon, bfloat16, threads, false,
+                [&](auto& sweeps) { sweeps.later(base_2.as<T>(), sums); });
   };
   table.swav_potentials = [](const T* features, const T* prototypes, const T* sample_weights,
                              const T* log_prototype_weights, T* f, int64_t num_problems,
                              int64_t num_samples, int64_t num_prototypes, int64_t dim,
-                             double epsilon, int iterations, int threads) {
-    Sweeps<T> sweeps(features, prototypes, sample_weights, num_problems, num_samples,
-                     num_prototypes, dim, epsilon, threads, iterations > 1);
-    iterate<T>([&](T* column_max, T* sums) { sweeps.first(column_max, sums); },
-               [&](const T* f_now, T* sums) { sweeps.later(f_now, sums); }, log_prototype_weights,
-               num_problems, num_prototypes, iterations, f);
+                             double epsilon, int iterations, bool bfloat16, int threads) {
+    with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
+                dim, epsilon, bfloat16, threads, iterations > 1, [&](auto& sweeps) {
+                  iterate<T>([&](T* column_max, T* sums) { sweeps.first(column_max, sums); },
+                             [&](const T* f_now, T* sums) { sweeps.later(f_now, sums); },
+                             log_prototype_weights, num_problems, num_prototypes, iterations, f);
+                });
   };
 }
 

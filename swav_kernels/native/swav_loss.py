@@ -23,7 +23,7 @@ def potentials(
     cpu_kernels(f.dtype).swav_potentials(
         address(features), address(prototypes), address(sample_weights),
         address(log_prototype_weights), address(f), *_sizes(features, prototypes), epsilon,
-        iterations, torch.get_num_threads(),
+        iterations, precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return f
 
@@ -40,7 +40,8 @@ def column_stats(
     column_max, sums = (_per_prototype(features, prototypes) for _ in range(2))
     cpu_kernels(sums.dtype).swav_column_stats(
         address(features), address(prototypes), address(sample_weights), address(column_max),
-        address(sums), *_sizes(features, prototypes), epsilon, torch.get_num_threads(),
+        address(sums), *_sizes(features, prototypes), epsilon,
+        precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return column_max, sums
 
@@ -58,7 +59,8 @@ def column_sums(
     sums = _per_prototype(features, prototypes)
     cpu_kernels(sums.dtype).swav_column_sums(
         address(features), address(prototypes), address(f), address(sample_weights),
-        address(sums), *_sizes(features, prototypes), epsilon, torch.get_num_threads(),
+        address(sums), *_sizes(features, prototypes), epsilon,
+        precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return sums
 
@@ -94,7 +96,8 @@ def loss_and_gradients(
     cpu_kernels(acc).swav_loss(
         address(features), address(prototypes), address(f), address(loss), address(d_features),
         address(d_prototypes), [address(x) for x in statistics or ()],
-        *_sizes(features, prototypes), assign, temperature, epsilon, hard, torch.get_num_threads(),
+        *_sizes(features, prototypes), assign, temperature, epsilon, hard,
+        precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return loss, d_features, d_prototypes, statistics
 
