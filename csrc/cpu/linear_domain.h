@@ -14,17 +14,51 @@ namespace {
 
 constexpr double kLargestExponent = 40;  // cosines reach 29 at epsilon = 0.05
 
+// Where E is kept from sweep to sweep: in the place of the codes ...
 template <typename T>
+struct InCodes {
+  using Element = T;
+  static int64_t stride(int64_t n) { return n; }
+  template <typename Width>
+  static Vec<T> get(const T* p, Width width) {
+    return swav::cpu::SWAV_ISA::get(p, width, T(0));
+  }
+  template <typename Width>
+  static void put(T* p, Vec<T> v, Width width) {
+    swav::cpu::SWAV_ISA::put(p, v, width);
+  }
+};
+
+// ... or in memory of its own, with rows of whole vectors
+template <typename T>
+struct InScratch {
+  using Element = T;
+  static int64_t stride(int64_t n) { return round_up(n, kLanes<T>); }
+  template <typename Width>
+  static Vec<T> get(const T* p, Width) {
+    return load(p);
+  }
+  template <typename Width>
+  static void put(T* p, Vec<T> v, Width) {
+    store(p, v);
+  }
+};
+
+template <typename T, typename Store>
 class Linear {
  public:
-  // e [N, K] holds E between the sweeps, and may be the scores themselves; or it is null
-  Linear(Scores scores, int64_t first, T* e, int64_t num_samples, int64_t num_prototypes, T scale,
-         int threads)
+  using Element = typename Store::Element;
+
+  // e [N, Store::stride(K)] holds E between the sweeps, and may be the scores themselves; if it is
+  // null, E is computed again in each
+  Linear(Scores scores, int64_t first, Element* e, int64_t num_samples, int64_t num_prototypes,
+         T scale, int threads)
       : scores_(scores),
         first_(first),
         e_(e),
         num_prototypes_(num_prototypes),
         stride_(round_up(num_prototypes, kLanes<T>)),
+        e_stride_(Store::stride(num_prototypes)),
         scale_(scale),
         threads_(threads),
         slots_(num_samples, kMostSlots, kSlotRows),
@@ -62,7 +96,7 @@ class Linear {
             const Vec<T> score = get(rows[i] + k, width, T(0));
             const Vec<T> x = exp2_product(score, scale_);
             largest = larger_magnitude(score, largest);
-            if (e_ != nullptr) put(e_ + (b + i) * num_prototypes_ + k, x, width);
+            if (e_ != nullptr) Store::put(e_ + (b + i) * e_stride_ + k, x, width);
             sum += x;
           }
           store(block_sums + k, sum);
@@ -78,15 +112,16 @@ class Linear {
   // Later sweeps: a from u, then u from a
   void later_sweep() {
     over_slots([&](int64_t slot, T* sums) {
-      Scratch buffer(kGroupRows * stride_ * sizeof(T));
+      Scratch buffer(kGroupRows * stride_ * sizeof(Element));
       over_row_blocks(slot, sums, [&](auto group, int64_t b, T* block_sums) {
-        const T* rows[kGroupRows];
+        const Element* rows[kGroupRows];
         T a[kGroupRows];
-        for (int i = 0; i < group; ++i) rows[i] = exp_row(b + i, buffer.as<T>() + i * stride_);
+        for (int i = 0; i < group; ++i)
+          rows[i] = exp_row(b + i, buffer.as<Element>() + i * stride_);
         inverse_sums<group>(rows, a);
         over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
           Vec<T> sum = load(block_sums + k);
-          for (int i = 0; i < group; ++i) sum += get(rows[i] + k, width, T(0)) * a[i];
+          for (int i = 0; i < group; ++i) sum += Store::get(rows[i] + k, width) * a[i];
           store(block_sums + k, sum);
         });
       });
@@ -99,14 +134,14 @@ class Linear {
     const T* u = u_.as<T>();
     over_slots([&](int64_t slot, T*) {
       in_groups(slots_.begin(slot), slots_.end(slot), [&](auto group, int64_t b) {
-        T* rows[kGroupRows];
+        Element* rows[kGroupRows];
         T a[kGroupRows];
-        for (int i = 0; i < group; ++i) rows[i] = e_ + (b + i) * num_prototypes_;
+        for (int i = 0; i < group; ++i) rows[i] = e_ + (b + i) * e_stride_;
         inverse_sums<group>(rows, a);
         over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
           const Vec<T> factor = load(u + k);
           for (int i = 0; i < group; ++i)
-            put(rows[i] + k, get(rows[i] + k, width, T(0)) * (factor * a[i]), width);
+            Store::put(rows[i] + k, Store::get(rows[i] + k, width) * (factor * a[i]), width);
         });
       });
     });
@@ -183,7 +218,7 @@ class Linear {
 
   // a = 1 / sum_k u_k E of a group of rows
   template <int kRows>
-  void inverse_sums(const T* const* rows, T* a) const {
+  void inverse_sums(const Element* const* rows, T* a) const {
     const T* u = u_.as<T>();
     Vec<T> total[kRows], block[kRows];
     for (int i = 0; i < kRows; ++i) total[i] = block[i] = Vec<T>{};
@@ -191,7 +226,7 @@ class Linear {
         num_prototypes_,
         [&](int64_t k, auto width) {
           const Vec<T> factor = load(u + k);
-          for (int i = 0; i < kRows; ++i) block[i] += get(rows[i] + k, width, T(0)) * factor;
+          for (int i = 0; i < kRows; ++i) block[i] += Store::get(rows[i] + k, width) * factor;
         },
         [&] {
           for (int i = 0; i < kRows; ++i) {
@@ -207,19 +242,20 @@ class Linear {
   }
 
   // Row b of E
-  const T* exp_row(int64_t b, T* buffer) const {
-    if (e_ != nullptr) return e_ + b * num_prototypes_;
-    const T* row = read_row(b, buffer);
+  const Element* exp_row(int64_t b, Element* buffer) const {
+    if (e_ != nullptr) return e_ + b * e_stride_;
+    Scratch row_buffer(stride_ * sizeof(T));
+    const T* row = read_row(b, row_buffer.as<T>());
     over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
-      store<T>(buffer + k, exp2_product(get(row + k, width, T(0)), scale_));
+      Store::put(buffer + k, exp2_product(get(row + k, width, T(0)), scale_), width);
     });
     return buffer;
   }
 
   Scores scores_;
   int64_t first_;
-  T* e_;
-  int64_t num_prototypes_, stride_;
+  Element* e_;
+  int64_t num_prototypes_, stride_, e_stride_;
   T scale_;
   int threads_;
   Pieces slots_;

@@ -83,15 +83,17 @@ template <typename T>
 void potentials(Scores scores, const T* sample_weights, const T* log_prototype_weights, T* f,
                 int64_t num_problems, int64_t num_samples, int64_t num_prototypes, double epsilon,
                 int iterations, int threads) {
+  using Store = InScratch<T>;
   const T scale = T(kLog2E / epsilon);
   const int64_t plane = num_samples * num_prototypes;
-  const bool is_plain = sample_weights == nullptr && log_prototype_weights == nullptr;
-  const bool keeps = iterations > 1 && plane * int64_t(sizeof(T)) <= kMostKept;
-  Scratch kept(keeps ? plane * sizeof(T) : 0);
+  const bool is_plain = sample_weights == nullptr && log_prototype_weights == nullptr && plane > 0;
+  const int64_t bytes = num_samples * Store::stride(num_prototypes) * int64_t(sizeof(T));
+  const bool keeps = is_plain && iterations > 1 && bytes <= kMostKept;
+  Scratch kept(keeps ? bytes : 0);
   for (int64_t a = 0; a < num_problems; ++a) {
-    if (is_plain && num_samples > 0) {
-      Linear<T> linear(scores, a * plane, keeps ? kept.as<T>() : nullptr, num_samples,
-                       num_prototypes, scale, threads);
+    if (is_plain) {
+      Linear<T, Store> linear(scores, a * plane, keeps ? kept.as<T>() : nullptr, num_samples,
+                              num_prototypes, scale, threads);
       if (linear.first_sweep()) {
         for (int iteration = 1; iteration < iterations; ++iteration) linear.later_sweep();
         linear.potentials(f + a * num_prototypes);
@@ -115,7 +117,8 @@ void sinkhorn(Scores scores, T* out, int64_t num_problems, int64_t num_samples,
   T* f = potentials_buffer.as<T>();
   for (int64_t a = 0; a < num_problems && plane > 0; ++a) {
     T* codes_out = out + a * plane;
-    Linear<T> linear(scores, a * plane, codes_out, num_samples, num_prototypes, scale, threads);
+    Linear<T, InCodes<T>> linear(scores, a * plane, codes_out, num_samples, num_prototypes, scale,
+                                 threads);
     // E in the place of the scores would leave nothing to fall back on
     const bool in_place = scores.data == out;
     if ((!in_place || linear.in_range()) && linear.first_sweep()) {
