@@ -109,4 +109,38 @@ const Kernels<T>& kernels();
 const char* instruction_set();
 
 }  // namespace cpu
+
+// The Sinkhorn on NVIDIA GPUs. Kernels are queued on the stream and nothing waits for them; what
+// comes back is null, or what CUDA says went wrong.
+namespace cuda {
+
+using Error = const char*;
+
+struct SinkhornCall {
+  Scores scores;  // [A, N, K]; float64 if and only if T is double
+  int64_t num_problems, num_samples, num_prototypes;
+  double epsilon;
+  void* workspace;  // of sinkhorn_workspace() bytes
+  int device;
+  void* stream;
+};
+
+// Arguments and results as in cpu::Kernels
+template <typename T>
+struct Sinkhorn {
+  static Error column_stats(const SinkhornCall& call, const T* sample_weights, T* column_max,
+                            T* column_sums);
+  static Error column_sums(const SinkhornCall& call, const T* f, const T* sample_weights,
+                           T* column_sums);
+  static Error potentials(const SinkhornCall& call, const T* sample_weights,
+                          const T* log_prototype_weights, T* f, int iterations);
+  static Error codes(const SinkhornCall& call, const T* f, T* codes, bool hard, bool normalized);
+  static Error potentials_and_codes(const SinkhornCall& call, T* codes, int iterations);
+};
+
+// Bytes that any of these calls may use
+int64_t sinkhorn_workspace(Dtype dtype, int64_t num_problems, int64_t num_samples,
+                           int64_t num_prototypes, int device);
+
+}  // namespace cuda
 }  // namespace swav

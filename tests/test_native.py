@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "csrc/cpu").glob("*.cpp"))
 CPU_FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fopenmp"]
 X86 = platform.machine() in ("x86_64", "AMD64")
-INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16")
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "amx")
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

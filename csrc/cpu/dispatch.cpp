@@ -4,12 +4,18 @@
 #include <string>
 
 #include "tables.h"
+#if defined(SWAV_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 SWAV_DECLARE_OPS(generic)
 #ifdef SWAV_X86
 SWAV_DECLARE_OPS(avx2)
 SWAV_DECLARE_OPS(avx512)
 SWAV_DECLARE_OPS(avx512bf16)
+SWAV_DECLARE_OPS(amx)
 #endif
 
 namespace swav::cpu {
@@ -22,13 +28,15 @@ struct InstructionSet {
   void (*fill)(Kernels<float>&, Kernels<double>&);
 };
 
-#define SWAV_FILL(ISA)                                 \
+// The kernels on features may come from another set than the rest, which has no use for what that
+// set adds
+#define SWAV_FILL(ISA, FEATURES_ISA)                   \
   [](Kernels<float>& single, Kernels<double>& twice) { \
     ISA::add_prototype_scores(single, twice);          \
     ISA::add_sinkhorn(single, twice);                  \
     ISA::add_swapped_cross_entropy(single, twice);     \
-    ISA::add_swav_potentials(single, twice);           \
-    ISA::add_swav_loss(single, twice);                 \
+    FEATURES_ISA::add_swav_potentials(single, twice);  \
+    FEATURES_ISA::add_swav_loss(single, twice);        \
   }
 
 bool always() { return true; }
@@ -41,15 +49,30 @@ bool has_avx512() {
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 // Intel's processors take as long for it as for four float32 multiply-adds, which do twice as much
 bool has_fast_bfloat16() { return __builtin_cpu_is("amd"); }
+
+// The tile unit, which Linux lets a process use only on request
+bool has_amx() {
+#ifdef __linux__
+  unsigned a, b, c, d;
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  return (d & kBfloat16) && (d & kTiles) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 // From the slowest to the fastest
 const InstructionSet kSets[] = {
-    {"generic", always, always, SWAV_FILL(generic)},
+    {"generic", always, always, SWAV_FILL(generic, generic)},
 #ifdef SWAV_X86
-    {"avx2", has_avx2, always, SWAV_FILL(avx2)},
-    {"avx512", has_avx512, always, SWAV_FILL(avx512)},
-    {"avx512bf16", has_avx512bf16, has_fast_bfloat16, SWAV_FILL(avx512bf16)},
+    {"avx2", has_avx2, always, SWAV_FILL(avx2, avx2)},
+    {"avx512", has_avx512, always, SWAV_FILL(avx512, avx512)},
+    {"avx512bf16", has_avx512bf16, has_fast_bfloat16, SWAV_FILL(avx512, avx512bf16)},
+    {"amx", has_amx, always, SWAV_FILL(avx512, amx)},
 #endif
 };
 

@@ -6,6 +6,17 @@
 namespace swav::cpu::SWAV_ISA {
 namespace {
 
+constexpr int64_t kChunkLanes = 128;  // about: a multiple of crops and vector lanes
+
+// As many samples as make about kChunkLanes lanes with all their crops; pairs in the lanes of an
+// odd number of crops must fill tiles too
+template <typename T, typename W>
+int64_t chunk_samples(int64_t num_samples, int64_t num_crops) {
+  const int64_t unit = kUsesTiles<W> && num_crops % 2 != 0 ? 2 * kLanes<T> : kLanes<T>;
+  const int64_t most = std::max<int64_t>(1, kChunkLanes / (num_crops * unit)) * unit;
+  return std::min(round_up(std::max<int64_t>(1, num_samples), unit), most);
+}
+
 // The largest value of each lane so far and the first prototype that has it
 template <typename T>
 struct Argmax {
@@ -42,10 +53,12 @@ struct LaneState {
   T* entropy;
   double* loss;  // [nb], in base 2
 
+  int64_t lanes, coded;
+
   static size_t bytes(int64_t lanes, int64_t coded) {
     return size_t(2 * lanes + 7 * coded) * sizeof(T) + size_t(lanes) * sizeof(double);
   }
-  LaneState(void* memory, int64_t lanes, int64_t coded) {
+  LaneState(void* memory, int64_t lanes, int64_t coded) : lanes(lanes), coded(coded) {
     loss = static_cast<double*>(memory);
     T* p = reinterpret_cast<T*>(loss + lanes);
     const auto take = [&p](int64_t n) { return (p += n) - n; };
@@ -54,6 +67,23 @@ struct LaneState {
     nearest = {take(coded), take(coded)};
     hardest = {take(coded), take(coded)};
     entropy = take(coded);
+  }
+
+  void clear() const {
+    prediction.clear(lanes);
+    code.clear(coded);
+    nearest.clear(coded);
+    hardest.clear(coded);
+    std::fill(entropy, entropy + coded, T(0));
+    std::fill(loss, loss + lanes, 0.);
+  }
+
+  // Join with what a slot of later prototypes found in the first visit
+  void merge(const LaneState& later) const {
+    prediction.merge(later.prediction, lanes);
+    code.merge(later.code, coded);
+    nearest.merge(later.nearest, coded);
+    hardest.merge(later.hardest, coded);
   }
 };
 

@@ -13,8 +13,9 @@ namespace swav::cpu::SWAV_ISA {
 namespace {
 
 constexpr int64_t kMostSlots = 16;
-constexpr int64_t kBlockRows =
-    8 * kTileRows;  // prototypes at a time: a block stays in the L1 cache
+// Prototypes at a time: a block stays in the L1 cache
+template <typename W>
+constexpr int64_t kBlockRows = kUsesTiles<W> ? 4 * kTileSide : 8 * kTileRows;
 
 // Samples [count, dim] as lanes: panels [words of dim, kPanel] of zero-padded columns
 template <typename T>
@@ -22,29 +23,34 @@ constexpr int64_t kPanel = kTileVectors * kLanes<T>;
 
 template <typename T, typename W>
 constexpr int64_t packed_size(int64_t lanes, int64_t dim) {
-  return round_up(lanes, kPanel<T>) * words<W>(dim);
+  return round_up(lanes, kPanel<T>) * steps<W>(dim);
 }
 
 // Lane `lane` of the packed chunk becomes `sample` [dim], or zero if that is null
 template <typename T, typename W>
 inline void pack_lane(const T* sample, int64_t lane, int64_t dim, W* packed) {
-  const int64_t steps = words<W>(dim);
-  W* column = packed + lane / kPanel<T> * kPanel<T> * steps + lane % kPanel<T>;
-  for (int64_t t = 0; t < steps; ++t) {
-    const T* terms = sample + t * kTerms<W>;
-    const bool has_second = (t + 1) * kTerms<W> <= dim;
-    column[t * kPanel<T>] =
-        sample == nullptr ? W(0) : make_word<W>(terms[0], has_second ? terms[kTerms<W> - 1] : T(0));
-  }
+  const int64_t count = steps<W>(dim);
+  W* column = packed + lane / kPanel<T> * kPanel<T> * count + lane % kPanel<T>;
+  for (int64_t t = 0; t < count; ++t)
+    copy_words(sample + t * kTerms<W>, 1, sample == nullptr ? 0 : dim - t * kTerms<W>, 1,
+               column + t * kPanel<T>);
 }
 
-// scores [rows, lanes] = prototypes [rows, dim] times packed samples, dim in words
+// scores [rows, lanes] = prototypes [rows, dim] times packed samples. Tiles write whole ones: up to
+// 15 more rows.
 template <typename T, typename W>
 inline void block_scores(Strided<W> prototypes, const W* packed, int64_t rows, int64_t lanes,
-                         int64_t steps, T* scores) {
-  for (int64_t lane = 0; lane < lanes; lane += kPanel<T>)
-    multiply<T>(prototypes, packed + lane * steps, kPanel<T>, rows,
-                std::min(kPanel<T>, lanes - lane), steps, scores + lane, lanes, false);
+                         int64_t dim, T* scores) {
+  for (int64_t lane = 0; lane < lanes; lane += kPanel<T>) {
+    const W* panel = packed + lane * steps<W>(dim);
+    const int64_t columns = std::min(kPanel<T>, lanes - lane);
+    if constexpr (kUsesTiles<W>)
+      multiply_tiles(prototypes.data, prototypes.row, panel, kPanel<T>, round_up(rows, kTileSide),
+                     columns, steps<W>(dim), scores + lane, lanes, false);
+    else
+      multiply<T>(prototypes, panel, kPanel<T>, rows, columns, steps<W>(dim), scores + lane, lanes,
+                  false);
+  }
 }
 
 // Running maximum and sum of 2^logit of every lane: log-sum-exp without a second visit

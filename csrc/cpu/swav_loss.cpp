@@ -5,14 +5,13 @@
 // them with the log-sum-exp of the predictions (s / temperature) and of the codes (s / epsilon +
 // f). The second turns them in place into the gradient n_v p_v - sum_{i in A, i != v} q_i and,
 // while the block is in the L1 cache, multiplies it into both gradients.
+#include "gradient_block.h"
 #include "lane_state.h"
 #include "potentials.h"
 #include "tables.h"
 
 namespace swav::cpu::SWAV_ISA {
 namespace {
-
-constexpr int64_t kChunkLanes = 128;  // about: a multiple of crops and vector lanes
 
 template <typename T, typename W>
 class Loss {
@@ -33,20 +32,18 @@ class Loss {
         code_scale_(T(kLog2E / settings.epsilon)),
         weight_(1 / (double(settings.num_assign) * double(settings.num_crops - 1) *
                      double(std::max<int64_t>(1, num_samples)))),
-        chunk_samples_(std::min(
-            round_up(std::max<int64_t>(1, num_samples), kLanes<T>),
-            std::max<int64_t>(1, kChunkLanes / (settings.num_crops * kLanes<T>)) * kLanes<T>)),
+        chunk_samples_(chunk_samples<T, W>(num_samples, settings.num_crops)),
         lanes_(settings.num_crops * chunk_samples_),
         coded_(settings.num_assign * chunk_samples_),
-        slots_(num_prototypes, kMostSlots, kBlockRows),
+        slots_(num_prototypes, kMostSlots, kWaitingRows<W>),
         prototypes_(prototypes, num_prototypes, dim, true, d_features != nullptr),
         stride_(round_up(dim, kLanes<T>)),
         state_stride_(round_up(int64_t(LaneState<T>::bytes(lanes_, coded_)), 64)),
         potentials_(settings.num_assign * num_prototypes * sizeof(T)),
-        scores_(num_prototypes * lanes_ * sizeof(T)),
+        scores_(round_up(num_prototypes, kTileSide) * lanes_ * sizeof(T)),
         packed_(packed_size<T, W>(lanes_, dim) * sizeof(W)),
         rows_(d_prototypes == nullptr ? 0 : words<W>(lanes_) * stride_ * sizeof(W)),
-        d_rows_(d_features == nullptr ? 0 : slots_.count * lanes_ * dim * sizeof(T)),
+        d_rows_(d_features == nullptr ? 0 : slots_.count * lanes_ * stride_ * sizeof(T)),
         log_sums_((lanes_ + coded_) * sizeof(T)),
         states_(slots_.count * state_stride_) {
     scale_all(f, T(kLog2E), settings.num_assign * num_prototypes, potentials_.as<T>());
@@ -68,12 +65,7 @@ class Loss {
   double chunk_loss(int64_t begin, int64_t count) {
     pack(begin, count);
     parallel_for(slots_.count, threads_, [&](int64_t slot) { first_visit(slot); });
-    for (int64_t slot = 1; slot < slots_.count; ++slot) {
-      state(0).prediction.merge(state(slot).prediction, lanes_);
-      state(0).code.merge(state(slot).code, coded_);
-      state(0).nearest.merge(state(slot).nearest, coded_);
-      state(0).hardest.merge(state(slot).hardest, coded_);
-    }
+    for (int64_t slot = 1; slot < slots_.count; ++slot) state(0).merge(state(slot));
     for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
       store(log_sums_.as<T>() + lane, state(0).prediction.log_sum(lane));
     for (int64_t lane = 0; lane < coded_; lane += kLanes<T>)
@@ -110,15 +102,13 @@ class Loss {
   bool finds_nearest() const { return statistics_.nearest != nullptr; }
 
   void first_visit(int64_t slot) {
+    const TileScope scope;
     LaneState<T> lane_state = state(slot);
-    lane_state.prediction.clear(lanes_);
-    lane_state.code.clear(coded_);
-    lane_state.nearest.clear(coded_);
-    lane_state.hardest.clear(coded_);
-    for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows) {
-      const int64_t rows = std::min(kBlockRows, slots_.end(slot) - row);
+    lane_state.clear();
+    for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows<W>) {
+      const int64_t rows = std::min(kBlockRows<W>, slots_.end(slot) - row);
       T* scores = scores_.as<T>() + row * lanes_;
-      block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, words<W>(dim_), scores);
+      block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, dim_, scores);
       for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
         lane_state.prediction.add(scores + lane, rows, lanes_, scale_, nullptr, lane);
       for (int64_t coded = 0; coded < coded_; coded += kLanes<T>) {
@@ -136,14 +126,13 @@ class Loss {
 
   void second_visit(int64_t slot, int64_t begin, int64_t count) {
     LaneState<T> lane_state = state(slot);
-    std::fill(lane_state.loss, lane_state.loss + lanes_, 0.);
-    std::fill(lane_state.entropy, lane_state.entropy + coded_, T(0));
-    constexpr int64_t block = kBlockRows * kLanes<T>;
+    constexpr int64_t block = kBlockRows<W> * kLanes<T>;
     Scratch code_buffer((settings_.num_assign + 1) * block * sizeof(T));
-    GradientBlock<T, W> gradient(kBlockRows, lanes_);
+    GradientBlock<T, W> gradient(lanes_, dim_);
+    const TileScope scope;
     T *codes = code_buffer.as<T>(), *target = codes + settings_.num_assign * block;
-    for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows) {
-      const int64_t rows = std::min(kBlockRows, slots_.end(slot) - row);
+    for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows<W>) {
+      const int64_t rows = std::min(kBlockRows<W>, slots_.end(slot) - row);
       T* scores = scores_.as<T>() + row * lanes_;
       for (int64_t j = 0; j < chunk_samples_; j += kLanes<T>) {
         for (int64_t a = 0; a < settings_.num_assign; ++a)
@@ -157,12 +146,10 @@ class Loss {
       if (!wants_gradient()) continue;
       gradient.set(scores, rows);
       if (d_features_ != nullptr)
-        multiply<T>(gradient.by_lane(), prototypes_.across(row), prototypes_.across_stride(),
-                    lanes_, dim_, words<W>(rows), d_rows_.as<T>() + slot * lanes_ * dim_, dim_,
-                    row > slots_.begin(slot));
+        gradient.add_d_features(prototypes_, row, d_rows_.as<T>() + slot * lanes_ * stride_,
+                                row == slots_.begin(slot), row + rows == slots_.end(slot));
       if (d_prototypes_ != nullptr)
-        multiply<T>(gradient.by_prototype(), rows_.as<W>(), stride_, rows, dim_, words<W>(lanes_),
-                    d_prototypes_ + row * dim_, dim_, begin > 0);
+        gradient.add_d_prototypes(rows_.as<W>(), stride_, d_prototypes_ + row * dim_, begin > 0);
     }
   }
 
@@ -204,7 +191,7 @@ class Loss {
 
   // The codes that a crop predicts, added up; returns their number n_v
   int64_t sum_targets(const T* codes, int64_t crop, int64_t rows, T* target) const {
-    constexpr int64_t block = kBlockRows * kLanes<T>;
+    constexpr int64_t block = kBlockRows<W> * kLanes<T>;
     int64_t predicted = 0;
     for (int64_t a = 0; a < settings_.num_assign; ++a) {
       if (settings_.assign[a] == crop) continue;
@@ -236,15 +223,23 @@ class Loss {
   }
 
   void add_up_d_features(int64_t begin, int64_t count) {
-    parallel_for(settings_.num_crops * count, std::min<int64_t>(threads_, dim_ / 16 + 1),
-                 [&](int64_t task) {
-                   const int64_t crop = task / count, j = task % count;
-                   T* out = d_features_ + (crop * num_samples_ + begin + j) * dim_;
-                   const T* part = d_rows_.as<T>() + (crop * chunk_samples_ + j) * dim_;
-                   std::copy(part, part + dim_, out);
-                   for (int64_t slot = 1; slot < slots_.count; ++slot)
-                     for (int64_t d = 0; d < dim_; ++d) out[d] += part[slot * lanes_ * dim_ + d];
-                 });
+    const int64_t size = lanes_ * stride_;
+    T* sum = d_rows_.as<T>();  // of the first slot, then of all
+    const Pieces pieces(size, size, 4096);
+    parallel_for(pieces.count, threads_, [&](int64_t piece) {
+      for (int64_t slot = 1; slot < slots_.count; ++slot) {
+        const T* part = sum + slot * size;
+        for (int64_t i = pieces.begin(piece); i < pieces.end(piece); ++i) sum[i] += part[i];
+      }
+    });
+    // [lanes, dim], or [dim, lanes] by tiles
+    const int64_t lane_step = kUsesTiles<W> ? 1 : dim_, dim_step = kUsesTiles<W> ? lanes_ : 1;
+    for (int64_t crop = 0; crop < settings_.num_crops; ++crop)
+      for (int64_t j = 0; j < count; ++j) {
+        T* out = d_features_ + (crop * num_samples_ + begin + j) * dim_;
+        const T* from = sum + (crop * chunk_samples_ + j) * lane_step;
+        for (int64_t d = 0; d < dim_; ++d) out[d] = from[d * dim_step];
+      }
   }
 
   void write_statistics(int64_t begin, int64_t count) {

@@ -28,11 +28,11 @@ class Sweeps {
         threads_(threads),
         lanes_(std::min(kChunkLanes, round_up(num_samples, kLanes<T>))),
         chunks_(num_samples == 0 ? 0 : (num_samples + lanes_ - 1) / lanes_),
-        chunk_size_(num_prototypes * lanes_),
+        chunk_size_(round_up(num_prototypes, kTileSide) * lanes_),
         kept_(keep ? std::min(num_problems * chunks_,
                               kMostKept / int64_t(std::max<int64_t>(1, chunk_size_) * sizeof(T)))
                    : 0),
-        slots_(num_prototypes, kMostSlots, kBlockRows),
+        slots_(num_prototypes, kMostSlots, kBlockRows<W>),
         scores_((kept_ + 1) * chunk_size_ * sizeof(T)),
         packed_(packed_size<T, W>(lanes_, dim) * sizeof(W)),
         totals_(num_problems * num_prototypes * sizeof(double)),
@@ -113,8 +113,9 @@ class Sweeps {
   template <typename Body>
   void over_blocks(const Body& body) {
     parallel_for(slots_.count, threads_, [&](int64_t slot) {
-      for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows)
-        body(slot, row, std::min(kBlockRows, slots_.end(slot) - row));
+      const TileScope scope;
+      for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows<W>)
+        body(slot, row, std::min(kBlockRows<W>, slots_.end(slot) - row));
     });
   }
 
@@ -133,7 +134,7 @@ class Sweeps {
   }
 
   void compute(T* scores, int64_t row, int64_t rows) {
-    block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, words<W>(dim_),
+    block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, dim_,
                  scores + row * lanes_);
   }
 

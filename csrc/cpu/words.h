@@ -5,7 +5,7 @@
 #include "vec.h"
 
 #ifdef __AVX512BF16__
-#include <immintrin.h>
+#include <immintrin.h>  // bfloat16 products have no vector operator
 #endif
 
 namespace swav::cpu::SWAV_ISA {
