@@ -197,6 +197,9 @@ def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to the common floating dtype; each gradient still returns in its own input's dtype."""
+    dtype = tensors[0].dtype
+    if all(t.dtype == dtype for t in tensors):
+        return tensors
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
     return tuple(t.to(dtype) for t in tensors)
 

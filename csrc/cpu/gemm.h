@@ -19,6 +19,8 @@ constexpr int kTileVectors = 4;  // 32 registers: 6 x 4 sums, 4 of b, 1 of a
 constexpr int kTileVectors = 2;  // 16 registers: 6 x 2 sums
 #endif
 constexpr int kTileRows = 6;
+template <typename T>
+constexpr int64_t kPanel = kTileVectors * kLanes<T>;  // columns of b that are packed together
 constexpr int64_t kSteps = 128;  // longest running sum, and what of b stays in the L1 cache
 
 // a(i, t) = data[i * row + t * step]

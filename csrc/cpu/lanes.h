@@ -18,9 +18,6 @@ template <typename W>
 constexpr int64_t kBlockRows = kUsesTiles<W> ? 4 * kTileSide : 8 * kTileRows;
 
 // Samples [count, dim] as lanes: panels [words of dim, kPanel] of zero-padded columns
-template <typename T>
-constexpr int64_t kPanel = kTileVectors * kLanes<T>;
-
 template <typename T, typename W>
 constexpr int64_t packed_size(int64_t lanes, int64_t dim) {
   return round_up(lanes, kPanel<T>) * steps<W>(dim);

@@ -9,21 +9,34 @@ namespace {
 constexpr int64_t kPieceRows = 8 * kTileRows;
 constexpr int64_t kMostPieces = 1024;
 
+// Prototypes [size, dim] become vector lanes: [dim, kPanel], zeros beyond `size`
+template <typename T>
+void pack_panel(const T* prototypes, int64_t size, int64_t dim, T* packed) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t j = 0; j < kPanel<T>; j += lanes) {
+    int64_t d = 0;
+    for (; j + lanes <= size && d + lanes <= dim; d += lanes) {
+      Vec<T> rows[lanes];
+      for (int64_t i = 0; i < lanes; ++i) rows[i] = load(prototypes + (j + i) * dim + d);
+      transpose<T>(rows);
+      for (int64_t i = 0; i < lanes; ++i) store(packed + (d + i) * kPanel<T> + j, rows[i]);
+    }
+    for (; d < dim; ++d)
+      for (int64_t i = j; i < j + lanes; ++i)
+        packed[d * kPanel<T> + i] = i < size ? prototypes[i * dim + d] : T(0);
+  }
+}
+
 template <typename T>
 void scores(const T* features, const T* prototypes, T* out, int64_t num_samples,
             int64_t num_prototypes, int64_t dim, int threads) {
-  constexpr int64_t panel = kTileVectors * kLanes<T>;
-  const Pieces columns(num_prototypes, num_prototypes, panel);
+  const Pieces columns(num_prototypes, num_prototypes, kPanel<T>);
   parallel_for(columns.count, threads, [&](int64_t piece) {
-    // prototypes become vector lanes: [D, panel]
-    Scratch packed(dim * panel * sizeof(T));
-    T* p = packed.as<T>();
+    Scratch packed(dim * kPanel<T> * sizeof(T));
     const int64_t begin = columns.begin(piece), size = columns.end(piece) - begin;
-    for (int64_t j = 0; j < panel; ++j)
-      for (int64_t d = 0; d < dim; ++d)
-        p[d * panel + j] = j < size ? prototypes[(begin + j) * dim + d] : T(0);
-    multiply<T>(Strided<T>{features, dim, 1}, p, panel, num_samples, size, dim, out + begin,
-                num_prototypes, false);
+    pack_panel(prototypes + begin * dim, size, dim, packed.as<T>());
+    multiply<T>(Strided<T>{features, dim, 1}, packed.as<T>(), kPanel<T>, num_samples, size, dim,
+                out + begin, num_prototypes, false);
   });
 }
 
@@ -45,10 +58,18 @@ void gradients(const T* d_scores, const T* features, const T* prototypes, T* d_f
     const Operand<T, T> b(features, num_samples, dim, false, true);
     const Pieces rows(num_prototypes, kMostPieces, kPieceRows);
     parallel_for(rows.count, threads, [&](int64_t piece) {
-      const int64_t begin = rows.begin(piece);
-      multiply<T>(Strided<T>{d_scores + begin, 1, num_prototypes}, b.across(0), b.across_stride(),
-                  rows.end(piece) - begin, dim, num_samples, d_prototypes + begin * dim, dim,
-                  false);
+      // a column of d_scores has each element on a page of its own, so blocks of it are copied
+      const int64_t begin = rows.begin(piece), size = rows.end(piece) - begin;
+      Scratch block(kSteps * size * sizeof(T));
+      for (int64_t t = 0; t < std::max<int64_t>(1, num_samples); t += kSteps) {
+        const int64_t steps = std::min(kSteps, num_samples - t);
+        for (int64_t i = 0; i < steps; ++i) {
+          const T* row = d_scores + (t + i) * num_prototypes + begin;
+          std::copy(row, row + size, block.as<T>() + i * size);
+        }
+        multiply<T>(Strided<T>{block.as<T>(), 1, size}, b.across(t), b.across_stride(), size, dim,
+                    steps, d_prototypes + begin * dim, dim, t > 0);
+      }
     });
   }
 }

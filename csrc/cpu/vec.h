@@ -115,5 +115,37 @@ inline Ints<T> lane_numbers() {
   return v;
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+// Rows become columns, by exchanging ever larger blocks
+template <typename T, int kWidth = 1>
+inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  if constexpr (kWidth < kLanes<T>) {
+    Ints<T> low{}, high{};  // lanes of [a, b] that stay in the upper and in the lower row
+    for (int i = 0; i < kLanes<T>; ++i) {
+      const bool from_b = (i & kWidth) != 0;
+      low[i] = from_b ? kLanes<T> + i - kWidth : i;
+      high[i] = from_b ? kLanes<T> + i : i + kWidth;
+    }
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if ((i & kWidth) != 0) continue;
+      const Vec<T> a = rows[i], b = rows[i + kWidth];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + kWidth] = __builtin_shuffle(a, b, high);
+    }
+    transpose<T, 2 * kWidth>(rows);
+  }
+}
+#else
+template <typename T>
+inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  for (int i = 0; i < kLanes<T>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const T x = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = x;
+    }
+}
+#endif
+
 }  // namespace
 }  // namespace swav::cpu::SWAV_ISA

@@ -10,7 +10,8 @@ from swav_kernels.native import address, cpu_kernels
 def scores(features: Tensor, prototypes: Tensor) -> Tensor:
     """[N, D], [K, D] -> [N, K] in float32 (float64)."""
     acc = accumulate_dtype(features)
-    features, prototypes = features.to(acc), prototypes.to(acc)
+    if features.dtype != acc:
+        features, prototypes = features.to(acc), prototypes.to(acc)
     num_samples, dim = features.shape
     num_prototypes = prototypes.shape[0]
     out = torch.empty(num_samples, num_prototypes, dtype=acc)

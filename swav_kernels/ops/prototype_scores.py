@@ -52,15 +52,16 @@ def prototype_scores(
     name = dispatch.choose_backend(OP, features.device, dtype, backend)
     if normalize:
         features = checks.normalize_rows(features)
-    rows, prototypes = checks.promote(
-        features.reshape(-1, dim).contiguous(), prototypes.contiguous()
-    )
+    flat = features if features.dim() == 2 else features.reshape(-1, dim)
+    rows, prototypes = checks.promote(flat.contiguous(), prototypes.contiguous())
     if name == "reference":
         acc = checks.accumulate_dtype(rows)
         scores = reference.prototype_scores(rows.to(acc), prototypes.to(acc))
     else:
         scores = _run(rows, prototypes, dispatch.kernels(OP, name))
-    return scores.to(dtype).reshape(*features.shape[:-1], num_prototypes)
+    if scores.dtype != dtype:
+        scores = scores.to(dtype)
+    return scores if features.dim() == 2 else scores.view(*features.shape[:-1], num_prototypes)
 
 
 def _run(features: Tensor, prototypes: Tensor, kernels: ModuleType) -> Tensor:
