@@ -1,0 +1,211 @@
+"""The training loop: crops, loss, optimiser step, telemetry, checkpoints."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import swav_kernels as sk
+from swav_trainer import checkpoint, optim, seeds
+from swav_trainer.alarm import Alarm, Watch
+from swav_trainer.config import Config
+from swav_trainer.data import Dataset
+from swav_trainer.errors import TrainerError
+from swav_trainer.loader import Loader
+from swav_trainer.log import Log
+from swav_trainer.model import Model
+
+ASSIGN_CROPS = 2
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that the settings name; auto is a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainerError(f"device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def build_model(config: Config, num_channels: int, device: torch.device) -> Model:
+    """Return the untrained model of a run, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.number(config.seed))
+        model = Model(config, num_channels)
+    dtype = getattr(torch, config.dtype)
+    return model.to(device, dtype, memory_format=torch.channels_last)
+
+
+class Trainer:
+    """A run: its model, optimiser, queue and position.
+
+    Args:
+        config: the settings.
+        dataset: the images.
+        folder: where checkpoint and log go.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, folder: Path) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.folder = folder
+        self.device = pick_device(config.device)
+        self.dtype = getattr(torch, config.dtype)
+        self.loader = Loader(dataset.train, config)
+        if self.loader.steps == 0:
+            raise TrainerError(
+                f"{len(dataset.train)} training images make no batch of {config.batch_size}: "
+                "lower --batch-size"
+            )
+        self.num_steps = self.loader.steps * config.epochs
+        self.model = build_model(config, dataset.num_channels, self.device)
+        self.optimizer = optim.build(self.model, config)
+        self.queue = None
+        if config.queue_length:
+            queue = sk.FeatureQueue(config.queue_length, config.feature_dim, ASSIGN_CROPS)
+            self.queue = queue.to(self.device, self.dtype)
+        self.watch = Watch(config)
+        self.step = 0
+        self.seconds = 0.0
+        self._interrupted = threading.Event()
+
+    def train(self, log: Log) -> bool:
+        """Train to the end; False if Ctrl-C came first. Either way the checkpoint is written."""
+        started = time.perf_counter() - self.seconds
+        with self._listening():
+            while self.step < self.num_steps:
+                epoch, first = divmod(self.step, self.loader.steps)
+                self.model.train()
+                for crops in self.loader.batches(epoch, first):
+                    loss, stats = self._train_step(crops)
+                    self.step += 1
+                    self.seconds = time.perf_counter() - started
+                    self._observe(log, loss, stats)
+                    if self._interrupted.is_set():
+                        self.save()
+                        return False
+                if (epoch + 1) % self.config.checkpoint_every == 0 or self.step == self.num_steps:
+                    self.save()
+        return True
+
+    def _train_step(self, crops: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        config, model = self.config, self.model
+        rate = optim.learning_rate(self.step, self.num_steps, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        model.prototypes.normalize_()
+        features = model([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
+        features = features.view(-1, config.batch_size, config.feature_dim)  # [V, B, D]
+        loss, stats = self.loss(features)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.step < config.freeze_steps:
+            model.prototypes.weight.grad = None
+        self.optimizer.step()
+        if self.queue is not None and self.step >= config.queue_start * self.num_steps:
+            self.queue.update(features[:ASSIGN_CROPS])
+        return loss.detach(), stats
+
+    def loss(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and telemetry of features [V, B, D]."""
+        config = self.config
+        potentials = None
+        if config.assignment == "softmax":
+            potentials = features.new_zeros(ASSIGN_CROPS, config.num_prototypes)
+        try:
+            result = sk.swav_loss(
+                features,
+                self.model.prototypes.weight,
+                temperature=config.temperature,
+                epsilon=config.epsilon,
+                iterations=config.iterations,
+                queue=None if self.queue is None or potentials is not None else self.queue.rows(),
+                potentials=potentials,
+                return_stats=True,
+                backend=config.backend,
+            )
+        except ValueError as error:  # a backend that cannot run here
+            raise TrainerError(str(error)) from error
+        assert isinstance(result, tuple)
+        return result
+
+    def _observe(self, log: Log, loss: Tensor, stats: dict[str, Tensor]) -> None:
+        values = dict(zip(("loss", *stats), torch.stack([loss, *_like(stats, loss)]).tolist()))
+        if not math.isfinite(values["loss"]):
+            raise TrainerError(
+                f"the loss is {values['loss']} at step {self.step}: lower --learning-rate, or look "
+                "for images that are not numbers"
+            )
+        alarm = self.watch.see(self.step, values["loss"], values)
+        rate = self.optimizer.param_groups[0]["lr"]
+        log.step(self.step, self.seconds, rate, values)
+        if alarm is not None:
+            log.alarm(alarm)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        tensors |= checkpoint.optimizer_tensors(self.optimizer)
+        if self.queue is not None:
+            tensors["queue.storage"] = self.queue.storage
+            tensors["queue.position"] = self.queue.get_extra_state()
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "recent": list(self.watch.recent),
+            "alarms": [vars(alarm) for alarm in self.watch.raised],
+        }
+        checkpoint.save(self.folder / checkpoint.NAME, tensors, state)
+
+    def restore(self) -> None:
+        """Go back to the checkpoint in the run's folder."""
+        path = self.folder / checkpoint.NAME
+        tensors, state = checkpoint.load(path)
+        try:
+            self.model.load_state_dict(
+                {
+                    name.removeprefix("model."): x
+                    for name, x in tensors.items()
+                    if name.startswith("model.")
+                }
+            )
+            checkpoint.restore_optimizer(self.optimizer, tensors)
+            if self.queue is not None:
+                self.queue.storage.copy_(tensors["queue.storage"])
+                self.queue.set_extra_state(tensors["queue.position"])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.watch.recent.extend(state["recent"])
+            self.watch.raised = [Alarm(**values) for values in state["alarms"]]
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise TrainerError(
+                f"the checkpoint {path} does not fit its run ({error}): start the run again"
+            ) from error
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Let Ctrl-C end the run after the step that it falls in."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: Any = signal.getsignal(signal.SIGINT)
+        handler: Callable[..., None] = lambda *_: self._interrupted.set()  # noqa: E731
+        signal.signal(signal.SIGINT, handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _like(stats: dict[str, Tensor], loss: Tensor) -> list[Tensor]:
+    return [value.to(loss.dtype) for value in stats.values()]

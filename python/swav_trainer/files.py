@@ -1,0 +1,153 @@
+"""Image files through OpenCV: decoding, random crops, and what to do with a bad file."""
+
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from swav_trainer.config import Config
+from swav_trainer.errors import TrainerError, printable
+
+MOST_BAD = 0.01  # share of the files that may be unreadable
+
+cv2.setNumThreads(0)  # threads are ours, one an image
+# a bad file is reported by name, once, and not by the decoder
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+Image = np.ndarray
+
+
+class ImageFiles:
+    """Decodes files; counts those that cannot be read and fails when they are too many.
+
+    Args:
+        paths: the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.bad: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def read(self, index: int) -> Image:
+        """Return file `index`, or the next one that can be read, as RGB [H, W, 3] uint8.
+
+        Raises:
+            TrainerError: more than one file in a hundred is bad.
+        """
+        for offset in range(len(self.paths)):
+            path = self.paths[(index + offset) % len(self.paths)]
+            image = decode(path)
+            if image is not None:
+                return image
+            self._count(path)
+        raise TrainerError(f"none of the {len(self.paths)} image files can be read")
+
+    def _count(self, path: Path) -> None:
+        with self._lock:
+            self.bad.add(path)
+            if len(self.bad) > max(1, MOST_BAD * len(self.paths)):
+                raise TrainerError(
+                    f"{len(self.bad)} of {len(self.paths)} image files cannot be read, more than "
+                    f"{MOST_BAD:.0%}: {self.names()}"
+                )
+
+    def names(self, most: int = 5) -> str:
+        """Name the bad files, a few of them if they are many."""
+        names = [printable(path) for path in sorted(self.bad)]
+        return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def decode(path: Path) -> Image | None:
+    """Return an image as RGB [H, W, 3] uint8, turned as its EXIF data say; None if it is bad."""
+    try:
+        data = np.fromfile(path, dtype=np.uint8)  # not imread: any name, and no warning
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error):
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def to_channels_first(image: Image) -> Image:
+    """[H, W, 3] uint8 -> [3, H, W] float32, values from 0 to 1."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / 255
+
+
+def central(image: Image, size: int) -> Image:
+    """The central square, resized."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def random_crop(
+    image: Image, size: int, area: tuple[float, float], config: Config, rng: np.random.Generator
+) -> Image:
+    """One distorted crop [size, size, 3] uint8 (Caron et al. 2020, appendix A)."""
+    crop = _resized_crop(image, size, area, config.aspect, rng)
+    if rng.random() < config.flip:
+        crop = cv2.flip(crop, 1)
+    if rng.random() < config.jitter:
+        crop = _jitter(crop, config, rng)
+    if rng.random() < config.grey:
+        crop = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if rng.random() < config.blur:
+        crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(*config.blur_sigma))
+    return crop
+
+
+def _resized_crop(
+    image: Image, size: int, area: tuple[float, float], aspect: float, rng: np.random.Generator
+) -> Image:
+    height, width = image.shape[:2]
+    for _ in range(10):
+        share = rng.uniform(*area) * height * width
+        ratio = math.exp(rng.uniform(-math.log(aspect), math.log(aspect)))
+        w, h = round(math.sqrt(share * ratio)), round(math.sqrt(share / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:  # a very long image
+        w = h = min(height, width)
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    shrinks = w > size and h > size
+    return cv2.resize(
+        image[top : top + h, left : left + w],
+        (size, size),
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+    )
+
+
+def _jitter(crop: Image, config: Config, rng: np.random.Generator) -> Image:
+    """Brightness, contrast, saturation and hue, in random order."""
+    for change in rng.permutation(4):
+        if change == 0:
+            crop = _blend(crop, 0.0, rng, config.brightness)
+        elif change == 1:
+            mean = float(cv2.mean(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY))[0])
+            crop = _blend(crop, mean, rng, config.contrast)
+        elif change == 2:
+            grey = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            factor = _factor(rng, config.saturation)
+            crop = cv2.addWeighted(crop, factor, grey, 1 - factor, 0)
+        elif config.hue > 0:
+            hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV)
+            shift = round(rng.uniform(-config.hue, config.hue) * 180)  # OpenCV's circle is 180
+            hsv[..., 0] = (hsv[..., 0].astype(np.int16) + shift) % 180
+            crop = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return crop
+
+
+def _factor(rng: np.random.Generator, strength: float) -> float:
+    return float(rng.uniform(max(0.0, 1 - strength), 1 + strength))
+
+
+def _blend(crop: Image, towards: float, rng: np.random.Generator, strength: float) -> Image:
+    """Crop x factor + towards x (1 - factor), saturated."""
+    factor = _factor(rng, strength)
+    table = np.arange(256) * factor + towards * (1 - factor)
+    return cv2.LUT(crop, np.clip(np.rint(table), 0, 255).astype(np.uint8))

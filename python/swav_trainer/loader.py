@@ -1,0 +1,102 @@
+"""Batches of crops, the same for the same seed whatever the threads do."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swav_trainer import seeds
+from swav_trainer.augment import random_crops
+from swav_trainer.config import Config
+from swav_trainer.data import Part
+
+AHEAD = 2  # batches of files that are decoded before they are asked for
+
+
+class Loader:
+    """Crops of the training images, batch by batch, and whole images for the evaluation.
+
+    Args:
+        part: the images.
+        config: batch size, crops and distortions.
+    """
+
+    def __init__(self, part: Part, config: Config) -> None:
+        self.part = part
+        self.config = config
+        self.steps = len(part) // config.batch_size
+        self.files = None
+        if not isinstance(part.images, Tensor):
+            from swav_trainer.files import ImageFiles  # OpenCV, for files only
+
+            self.files = ImageFiles(part.images)
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
+        """Yield each step's crops: [2 B, C, H, W] global ones, crop by crop, then local ones."""
+        config = self.config
+        order = seeds.order(config.seed, epoch, len(self.part)).split(config.batch_size)
+        steps = range(first_step, self.steps)
+        if self.files is None:
+            for step in steps:
+                yield self._crop_in_memory(epoch, step, order[step])
+        else:
+            yield from self._crop_files(epoch, [order[step] for step in steps])
+
+    def _kinds(self) -> list[tuple[int, int, tuple[float, float]]]:
+        """Number, size and area of the crops of each kind."""
+        config = self.config
+        kinds = [(2, config.global_size, config.global_area)]
+        if config.local_crops:
+            kinds.append((config.local_crops, config.local_size, config.local_area))
+        return kinds
+
+    def _crop_in_memory(self, epoch: int, step: int, rows: Tensor) -> list[Tensor]:
+        generator = seeds.torch_generator(self.config.seed, epoch, step)
+        images = self.part.images[rows]
+        return [
+            torch.cat(
+                [random_crops(images, size, area, self.config, generator) for _ in range(count)]
+            )
+            for count, size, area in self._kinds()
+        ]
+
+    def _crop_files(self, epoch: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
+        with ThreadPoolExecutor(self.config.workers or None) as pool:
+            waiting: deque[list[Future[list[list[np.ndarray]]]]] = deque()
+            for rows in [*batches, *[None] * AHEAD]:
+                if rows is not None:
+                    waiting.append([pool.submit(self._crop_file, epoch, int(row)) for row in rows])
+                if waiting and (rows is None or len(waiting) > AHEAD):
+                    images = [future.result() for future in waiting.popleft()]
+                    yield [
+                        torch.from_numpy(np.stack([crop for crops in zip(*kind) for crop in crops]))
+                        for kind in zip(*images)
+                    ]
+
+    def _crop_file(self, epoch: int, row: int) -> list[list[np.ndarray]]:
+        """Crops of each kind of one file."""
+        from swav_trainer import files
+
+        assert self.files is not None
+        image = self.files.read(row)
+        crops = []
+        for kind, (count, size, area) in enumerate(self._kinds()):
+            crops.append([])
+            for crop in range(count):
+                rng = np.random.default_rng((self.config.seed, epoch, row, kind, crop))
+                cropped = files.random_crop(image, size, area, self.config, rng)
+                crops[-1].append(files.to_channels_first(cropped))
+        return crops
+
+    def whole(self, rows: range, size: int) -> Tensor:
+        """Whole images of these rows, [n, C, H, W]; files as their central square."""
+        if self.files is None:
+            return self.part.images[rows.start : rows.stop]
+        from swav_trainer import files
+
+        with ThreadPoolExecutor(self.config.workers or None) as pool:
+            images = pool.map(lambda row: files.central(self.files.read(row), size), rows)
+            return torch.from_numpy(np.stack([files.to_channels_first(x) for x in images]))

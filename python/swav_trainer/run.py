@@ -1,0 +1,163 @@
+"""`swav train`: settings, data, training, evaluation and report, in this order."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from swav_trainer import config as settings
+from swav_trainer import data, report
+from swav_trainer.config import Config
+from swav_trainer.engine import Trainer, build_model
+from swav_trainer.errors import TrainerError, printable
+from swav_trainer.evaluation import Scores, evaluate
+from swav_trainer.log import Log
+
+RUNS = Path("runs")
+CONFIG, EVALUATION = "config.toml", "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Config):
+    """Train SwAV, evaluate the features and write a report.
+
+    Defaults are those of the preset, which --data picks unless --preset names one.
+    """
+
+    preset: str = "mnist5k"
+    """mnist5k, digits or folder, or a .toml file that holds every setting."""
+    output: Path | None = None
+    """Folder of the run; by default runs/ and the data's name, with a number if that is taken."""
+    resume: Path | None = None
+    """Folder of a run to go on with; no other option beside it."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run `swav train` with its arguments; returns the exit code."""
+    resume = _value_of("resume", arguments)
+    if resume is not None:
+        if len(arguments) > (1 if any("=" in x for x in arguments) else 2):
+            raise TrainerError("--resume takes every setting from the run: give no other option")
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise TrainerError(f"no folder {printable(folder)}: --resume wants the folder of a run")
+        return _run(settings.load(folder / CONFIG), folder, resumes=True)
+    preset = _value_of("preset", arguments)
+    if preset is None:
+        preset = settings.preset_for(_value_of("data", arguments))
+    defaults = dataclasses.asdict(settings.load_preset(preset))
+    if defaults["data"] == settings.FOLDER_PREFIX and _value_of("data", arguments) is None:
+        raise TrainerError("the folder preset needs --data folder:PATH")
+    options = tyro.cli(
+        Options,
+        args=list(arguments),
+        default=Options(**defaults, preset=preset),
+        prog="swav train",
+    )
+    values = {field.name: getattr(options, field.name) for field in settings.FIELDS}
+    config = Config(**{**values, "data": settings.resolve_data(options.data)})
+    folder = _new_folder(options.output, config)
+    return _run(config, folder, resumes=False)
+
+
+def _value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """Return the value of an option that decides over the other ones' defaults."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"--{name}="):
+            return argument.partition("=")[2]
+        if argument == f"--{name}":
+            if i + 1 == len(arguments):
+                raise TrainerError(f"--{name} needs a value")
+            return arguments[i + 1]
+    return None
+
+
+def _new_folder(output: Path | None, config: Config) -> Path:
+    if output is None:
+        name = config.data if config.folder is None else printable(config.folder.name)
+        candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
+        output = next(path for path in candidates if not path.exists())
+    elif (output / CONFIG).exists():
+        raise TrainerError(
+            f"{printable(output)} holds a run already: go on with --resume {printable(output)}, or "
+            "name another --output"
+        )
+    return output
+
+
+def _run(config: Config, folder: Path, resumes: bool) -> int:
+    console = Console(highlight=False)
+    dataset = data.load(config)
+    trainer = Trainer(config, dataset, folder)
+    if resumes:
+        trainer.restore()
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            config.save(folder / CONFIG)
+        except OSError as error:
+            raise TrainerError(f"cannot write to {printable(folder)}: {error.strerror}") from error
+    console.print(
+        f"{dataset.name}: {len(dataset.train)} images to learn from, {len(dataset.test)} held out; "
+        f"{trainer.num_steps} steps on {trainer.device}; run {printable(folder)}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    steps = trainer.num_steps, trainer.loader.steps
+    with Log(folder, trainer.step, *steps, config.log_every) as log:
+        finished = trainer.train(log)
+    if not finished:
+        console.print(
+            f"Stopped at step {trainer.step} of {trainer.num_steps}; the checkpoint is written. "
+            f"Go on with: swav train --resume {printable(folder)}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return 130
+    _evaluate(console, trainer, folder)
+    return 0
+
+
+def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
+    started = time.perf_counter()
+    config, dataset = trainer.config, trainer.dataset
+    untrained = build_model(config, dataset.num_channels, trainer.device)
+    scores, features = evaluate(config, dataset, trainer.model, untrained)
+    bad = _bad_files(trainer)
+    if bad:
+        console.print(bad, markup=False, soft_wrap=True)
+    seconds = trainer.seconds + time.perf_counter() - started
+    report.write(folder, config, dataset, trainer.model, features[1], scores, seconds, bad)
+    seconds = round(trainer.seconds + time.perf_counter() - started, 1)
+    result = {
+        **{
+            kind: {name: round(value, 2) for name, value in figures.items()}
+            for kind, figures in scores.items()
+        },
+        "seconds": seconds,
+    }
+    (folder / EVALUATION).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    console.print(_table(scores))
+    console.print(
+        f"{seconds:.0f} s in all. Report: {printable(folder / 'report.html')}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _bad_files(trainer: Trainer) -> str:
+    files = trainer.loader.files
+    if files is None or not files.bad:
+        return ""
+    return f"{len(files.bad)} image files could not be read and were skipped: {files.names()}"
+
+
+def _table(scores: dict[str, Scores]) -> Table:
+    table = Table("per cent right", title=None)
+    for title in report.FIGURES.values():
+        table.add_column(title, justify="right")
+    for kind, title in report.KINDS.items():
+        table.add_row(title, *(f"{scores[kind][name]:.1f}" for name in report.FIGURES))
+    return table

@@ -1,0 +1,286 @@
+"""`swav train` from end to end, on small runs: what it writes, learns, survives and shows."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from swav_trainer import checkpoint, cli, config, data, evaluation
+from swav_trainer.config import Config
+from swav_trainer.engine import Trainer, build_model
+from swav_trainer.errors import TrainerError
+from swav_trainer.log import Log, read
+
+DIGITS = config.load_preset("digits")
+SHORT = dataclasses.replace(DIGITS, epochs=2, width=4, log_every=1, queue_length=256)
+
+
+def trained(settings: Config, folder: Path) -> Trainer:
+    """A finished run."""
+    folder.mkdir(exist_ok=True)
+    trainer = Trainer(settings, data.load(settings), folder)
+    with Log(folder, 0, trainer.num_steps, trainer.loader.steps, settings.log_every) as log:
+        assert trainer.train(log)
+    return trainer
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Everything that a further step depends on."""
+    queue = {} if trainer.queue is None else {"queue": trainer.queue.storage}
+    return {
+        **trainer.model.state_dict(),
+        **checkpoint.optimizer_tensors(trainer.optimizer),
+        **queue,
+    }
+
+
+# --- the algorithm --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """SwAV on digits: enough steps to leave the untrained network behind."""
+    settings = dataclasses.replace(DIGITS, epochs=15, batch_size=64)
+    return trained(settings, tmp_path_factory.mktemp("healthy"))
+
+
+def knn_of(trainer: Trainer) -> float:
+    """Per cent of held-out digits that 20 neighbours name right."""
+    settings, dataset = trainer.config, trainer.dataset
+    features = evaluation.features_of(settings, dataset, trainer.model.backbone)
+    return evaluation.knn(features, (dataset.train.labels, dataset.test.labels))
+
+
+def test_swav_learns_and_raises_no_alarm(healthy: Trainer) -> None:
+    untrained = build_model(healthy.config, 1, healthy.device)
+    features = evaluation.features_of(healthy.config, healthy.dataset, untrained.backbone)
+    labels = healthy.dataset.train.labels, healthy.dataset.test.labels
+    assert knn_of(healthy) > 92
+    assert knn_of(healthy) > evaluation.knn(features, labels) + 3
+    assert read(healthy.folder)[-1]["usage_entropy"] > 0.85
+    assert healthy.watch.raised == []
+
+
+def test_without_the_sinkhorn_it_collapses_and_says_so(tmp_path: Path, healthy: Trainer) -> None:
+    trainer = trained(dataclasses.replace(healthy.config, assignment="softmax"), tmp_path / "run")
+    last = read(trainer.folder)[-1]
+    assert last["usage_entropy"] < 0.3
+    assert last["loss"] < 1.0  # the loss is low: it can be no alarm
+    assert knn_of(trainer) < knn_of(healthy) - 5
+    (alarm,) = trainer.watch.raised
+    assert alarm.diagnosis == "collapse"
+    (line,) = (line for line in read(trainer.folder) if "alarm" in line)
+    assert line["alarm"]["remedy"] == "Use --assignment sinkhorn."
+
+
+def test_equal_images_raise_the_alarm_under_the_sinkhorn(tmp_path: Path) -> None:
+    settings = dataclasses.replace(DIGITS, epochs=12, width=4, local_crops=0)
+    dataset = data.load(settings)
+    blank = data.Part(torch.full_like(dataset.train.images, 0.5), dataset.train.labels)
+    still = dataclasses.replace(settings, jitter=0.0, rotation=0.0)
+    trainer = Trainer(still, dataclasses.replace(dataset, train=blank), tmp_path)
+    with Log(tmp_path, 0, trainer.num_steps, trainer.loader.steps, 10) as log:
+        trainer.train(log)
+    assert "collapse" in [alarm.diagnosis for alarm in trainer.watch.raised]
+
+
+# --- backends -------------------------------------------------------------------------------------
+
+
+def losses(backend: str, dtype: str, epochs: int, folder: Path) -> list[float]:
+    """The loss of every step of a run on a tiny set."""
+    settings = dataclasses.replace(
+        SHORT, backend=backend, dtype=dtype, epochs=epochs, batch_size=32, queue_length=64
+    )
+    dataset = data.load(settings)
+    few = data.Part(dataset.train.images[:320], dataset.train.labels[:320])
+    folder.mkdir()
+    trainer = Trainer(settings, dataclasses.replace(dataset, train=few), folder)
+    with Log(folder, 0, trainer.num_steps, trainer.loader.steps, 1) as log:
+        trainer.train(log)
+    return [line["loss"] for line in read(folder) if "loss" in line]
+
+
+def test_backends_train_alike(tmp_path: Path) -> None:
+    reference = losses("reference", "float64", 20, tmp_path / "a")
+    cpu = losses("cpu", "float64", 20, tmp_path / "b")
+    assert len(cpu) == 200
+    assert max(abs(a - b) for a, b in zip(reference, cpu, strict=True)) <= 1e-8
+    first = [losses(name, "float32", 1, tmp_path / name)[0] for name in ("reference", "cpu")]
+    assert abs(first[0] - first[1]) <= 1e-6 * first[0]
+
+
+# --- stopping and going on ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
+    settings = dataclasses.replace(SHORT, optimizer=optimizer)
+    whole = trained(settings, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    first = Trainer(settings, data.load(settings), folder)
+    stop_at = first.loader.steps + 3
+    step = first._train_step
+
+    def stopping_step(crops):
+        if first.step == stop_at - 1:
+            first._interrupted.set()
+        return step(crops)
+
+    first._train_step = stopping_step
+    with Log(folder, 0, first.num_steps, first.loader.steps, 1) as log:
+        assert not first.train(log)
+    assert first.step == stop_at
+    second = Trainer(settings, data.load(settings), folder)
+    second.restore()
+    assert second.step == stop_at
+    with Log(folder, second.step, second.num_steps, second.loader.steps, 1) as log:
+        assert second.train(log)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(second)[name]), name
+    untimed = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in read(folder)]
+        for folder in (whole.folder, second.folder)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from swav_trainer import cli, engine\n"
+        "step = engine.Trainer._train_step\n"
+        "def stop_after_five(self, crops):\n"
+        "    if self.step == 5: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return step(self, crops)\n"
+        "engine.Trainer._train_step = stop_after_five\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    run = tmp_path / "run"
+    options = ["--preset", "digits", "--epochs", "2", "--width", "4", "--output", str(run)]
+    stopped = subprocess.run(
+        [sys.executable, "-c", code, "train", *options], capture_output=True, text=True
+    )
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"swav train --resume {run}" in stopped.stdout
+    assert not (run / "evaluation.json").exists()
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    steps = [line["step"] for line in read(run)]
+    assert steps == sorted(set(steps))
+    assert (run / "report.html").exists()
+    assert cli.main(["train", *options]) == 2  # a run is never overwritten
+
+
+def test_a_missing_or_corrupt_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SHORT.save(tmp_path / "config.toml")
+
+    def error() -> str:
+        assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+        return capsys.readouterr().err
+
+    path = tmp_path / checkpoint.NAME
+    assert "no checkpoint" in error()
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    assert "is corrupt" in error()
+    good = Trainer(SHORT, data.load(SHORT), tmp_path)
+    good.save()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "is corrupt" in error()
+    dataclasses.replace(SHORT, width=8).save(tmp_path / "config.toml")
+    path.write_bytes(content)
+    assert "does not fit its run" in error()
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, {"x": torch.ones(3)}, {"step": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(TrainerError, match=r"cannot write the checkpoint.*No space left"):
+        checkpoint.save(path, {"x": torch.zeros(3)}, {"step": 2})
+    tensors, state = checkpoint.load(path)
+    assert state == {"step": 1}
+    assert torch.equal(tensors["x"], torch.ones(3))
+    assert [entry.name for entry in tmp_path.iterdir()] == [checkpoint.NAME]
+
+
+# --- what a run leaves behind ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on image files, with a hostile class name and a file that is no image."""
+    images = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("plain", "<script>alert(1)<", "$x$ & y")):
+        (images / name).mkdir()
+        for i in range(40):
+            pixels = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
+            pixels[..., label] += 150
+            Image.fromarray(pixels).save(images / name / f"{i}.png")
+    (images / "plain" / "0.png").write_bytes(b"no image")
+    run = tmp_path_factory.mktemp("runs") / "files"
+    options = ["--data", f"folder:{images}", "--output", str(run), "--epochs", "2"]
+    options += ["--batch-size", "16", "--num-prototypes", "8", "--local-crops", "1"]
+    options += ["--freeze-steps", "2", "--global-size", "32", "--local-size", "16"]
+    assert cli.main(["train", *options]) == 0
+    return run
+
+
+def test_a_run_writes_what_the_readme_says(folder_run: Path) -> None:
+    assert {path.name for path in folder_run.iterdir()} == {
+        "config.toml", "metrics.jsonl", "evaluation.json", checkpoint.NAME, "report.html",
+    }  # fmt: skip
+    result = json.loads((folder_run / "evaluation.json").read_text())
+    assert set(result) == {"swav", "pixels", "random", "seconds"}
+    for kind in ("swav", "pixels", "random"):
+        assert set(result[kind]) == {"knn20", "linear", "shot1", "shot10"}
+        assert all(0 <= value <= 100 for value in result[kind].values())
+    assert result["pixels"]["knn20"] > 90  # the colours tell the classes
+    assert config.load(folder_run / "config.toml").arch == "resnet18"
+    for line in read(folder_run):
+        assert {"step", "epoch", "seconds", "learning_rate", "loss", "usage_entropy"} <= set(line)
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_report_in_a_browser(folder_run: Path, tmp_path: Path, width: int) -> None:
+    page = (folder_run / "report.html").as_uri()
+    common = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+        f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--virtual-time-budget=5000",
+    ]  # fmt: skip
+    result = subprocess.run(
+        [*common, "--dump-dom", page], capture_output=True, text=True, timeout=120
+    )
+    assert "CONSOLE" not in result.stderr  # neither errors nor blocked loads
+    body = result.stdout
+    for text in ("SwAV on", "20 neighbours", "same network, untrained", "Every setting"):
+        assert text in body
+    assert body.count("<svg") == 3
+    assert body.count('<img alt="') > 8
+    assert "image files could not be read and were skipped" in body
+    assert "plain/0.png" in body
+    assert "<script" not in body
+    assert "&lt;script&gt;alert(1)&lt;" in body
+
+
+def test_the_report_loads_nothing_from_outside(folder_run: Path) -> None:
+    text = (folder_run / "report.html").read_text()
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#]*)""", text)
+    assert links
+    assert all(link.startswith("data:") or link == "" for link in links)
+    assert "url(http" not in text

@@ -1,0 +1,141 @@
+"""Settings and the command line: presets, options, and what a user may get wrong."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from swav_trainer import cli, config
+from swav_trainer.config import Config
+from swav_trainer.errors import TrainerError
+
+import swav_kernels as sk
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says on a mistake, in one line."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:  # the option parser
+        code = stop.code
+    assert code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def test_presets_hold_every_setting() -> None:
+    assert config.preset_names() == ["digits", "folder", "mnist5k"]
+    for name in ("digits", "mnist5k"):
+        assert config.load_preset(name).data == name
+    folder = config.load_preset("folder")
+    assert (folder.arch, folder.global_size, folder.local_crops, folder.local_size) == (
+        "resnet18", 96, 4, 48,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "preset"),
+    [(None, "mnist5k"), ("digits", "digits"), ("mnist5k", "mnist5k"), ("folder:/x", "folder")],
+)
+def test_the_data_pick_the_preset(data: str | None, preset: str) -> None:
+    assert config.preset_for(data) == preset
+
+
+def test_settings_survive_a_file(tmp_path: Path) -> None:
+    values = dataclasses.replace(
+        config.load_preset("digits"), epsilon=1e-3, data='folder:/a "b" \\ c\x7f', flip=1
+    )
+    values.save(tmp_path / "config.toml")
+    assert config.load(tmp_path / "config.toml") == values
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"flip": 1.5}, "flip must be from 0 to 1"),
+        ({"optimizer": "adamm"}, "optimizer must be one of adamw, sgd.*did you mean 'adamw'"),
+        ({"global_area": (0.9, 0.2)}, "global_area"),
+        ({"queue_length": 5}, "queue_length must be 0 or at least the batch size"),
+        ({"epochs": 2.5}, "epochs must be of type int"),
+        ({"data": "minst5k"}, "unknown data.*did you mean 'mnist5k'"),
+    ],
+)
+def test_wrong_values_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        dataclasses.replace(config.load_preset("digits"), **change)
+
+
+def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    with pytest.raises(TrainerError, match="cannot read"):
+        config.load(path)
+    path.write_text("epochs = = 3")
+    with pytest.raises(TrainerError, match="not a TOML file"):
+        config.load(path)
+    path.write_text("epoch = 3")
+    with pytest.raises(TrainerError, match="unknown setting 'epoch'; did you mean 'epochs'"):
+        config.load(path)
+    path.write_text("epochs = 3")
+    with pytest.raises(TrainerError, match="lacks the settings data"):
+        config.load(path)
+
+
+def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "unknown command 'trian'" in error_of(["trian"], capsys)
+    assert "did you mean 'mnist5k'" in error_of(["train", "--preset", "mnist5"], capsys)
+    assert "--preset needs a value" in error_of(["train", "--preset"], capsys)
+    assert "--epochs" in error_of(["train", "--epoch", "3"], capsys)
+    assert "epochs" in error_of(["train", "--epochs", "many"], capsys)
+    assert "epsilon must be above 0" in error_of(["train", "--epsilon", "-1"], capsys)
+    assert "no folder" in error_of(["train", "--data", f"folder:{tmp_path}/none"], capsys)
+    assert "no images in" in error_of(["train", "--data", f"folder:{tmp_path}"], capsys)
+    assert "needs --data" in error_of(["train", "--preset", "folder"], capsys)
+    assert "no folder" in error_of(["train", "--resume", str(tmp_path / "none")], capsys)
+    assert "give no other option" in error_of(
+        ["train", "--resume", str(tmp_path), "--epochs", "3"], capsys
+    )
+    assert "device 'cuba'" in error_of(
+        ["train", "--preset", "digits", "--device", "cuba", "--output", str(tmp_path / "a")], capsys
+    )
+    assert "backend" in error_of(
+        ["train", "--preset", "digits", "--backend", "cuda", "--output", str(tmp_path / "b")],
+        capsys,
+    )
+
+
+def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert cli.main(["--help"]) == 0
+    assert "swav doctor" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert sk.__version__ in capsys.readouterr().out
+
+
+def test_doctor_says_what_can_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "backend cpu        yes" in capsys.readouterr().out
+
+
+def test_the_core_needs_no_extra() -> None:
+    code = """
+import sys
+for name in ("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn", "mlxtend"):
+    sys.modules[name] = None
+from swav_trainer import cli
+assert cli.main(["doctor"]) == 0
+assert cli.main(["train"]) == 2
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "needs tyro, rich, safetensors" in result.stderr
+    assert "pip install 'swav-kernels[demo]'" in result.stderr
