@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,23 @@ void define(py::module_& module, const char* name, void (*call)(Args...)) {
     call(args...);
   });
 }
+
+#ifdef SWAV_CUDA
+// The same for kernels that report errors
+template <typename... Args>
+void define(py::module_& module, const char* name, cuda::Error (*call)(Args...)) {
+  std::atomic<int64_t>& count = calls[std::string("cuda.") + name];
+  module.def(name, [call, name, &count](Args... args) {
+    count.fetch_add(1, std::memory_order_relaxed);
+    cuda::Error error;
+    {
+      const py::gil_scoped_release release;
+      error = call(args...);
+    }
+    if (error != nullptr) throw std::runtime_error(std::string(name) + ": CUDA error: " + error);
+  });
+}
+#endif
 
 template <typename T>
 void define_cpu(py::module_ module) {
@@ -161,6 +179,63 @@ void define_cpu(py::module_ module) {
       });
 }
 
+#ifdef SWAV_CUDA
+// In the order of the CPU's arguments; a workspace, a device and a stream take the place of threads
+template <typename T>
+void define_cuda(py::module_ module) {
+  using Kernels = cuda::Sinkhorn<T>;
+  define(
+      module, "sinkhorn_column_stats",
+      +[](Address scores, int dtype, Address sample_weights, Address column_max,
+          Address column_sums, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
+          double epsilon, Address workspace, int device, Address stream) {
+        return Kernels::column_stats(
+            {scores_at(scores, dtype), num_problems, num_samples, num_prototypes, epsilon,
+             at<void>(workspace), device, at<void>(stream)},
+            at<T>(sample_weights), at<T>(column_max), at<T>(column_sums));
+      });
+  define(
+      module, "sinkhorn_column_sums",
+      +[](Address scores, int dtype, Address f, Address sample_weights, Address column_sums,
+          int64_t num_problems, int64_t num_samples, int64_t num_prototypes, double epsilon,
+          Address workspace, int device, Address stream) {
+        return Kernels::column_sums(
+            {scores_at(scores, dtype), num_problems, num_samples, num_prototypes, epsilon,
+             at<void>(workspace), device, at<void>(stream)},
+            at<T>(f), at<T>(sample_weights), at<T>(column_sums));
+      });
+  define(
+      module, "sinkhorn_potentials",
+      +[](Address scores, int dtype, Address sample_weights, Address log_prototype_weights,
+          Address f, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
+          double epsilon, int iterations, Address workspace, int device, Address stream) {
+        return Kernels::potentials(
+            {scores_at(scores, dtype), num_problems, num_samples, num_prototypes, epsilon,
+             at<void>(workspace), device, at<void>(stream)},
+            at<T>(sample_weights), at<T>(log_prototype_weights), at<T>(f), iterations);
+      });
+  define(
+      module, "sinkhorn_codes",
+      +[](Address scores, int dtype, Address f, Address codes, int64_t num_problems,
+          int64_t num_samples, int64_t num_prototypes, double epsilon, bool hard, bool normalized,
+          Address workspace, int device, Address stream) {
+        return Kernels::codes({scores_at(scores, dtype), num_problems, num_samples, num_prototypes,
+                               epsilon, at<void>(workspace), device, at<void>(stream)},
+                              at<T>(f), at<T>(codes), hard, normalized);
+      });
+  define(
+      module, "sinkhorn",
+      +[](Address scores, int dtype, Address codes, int64_t num_problems, int64_t num_samples,
+          int64_t num_prototypes, double epsilon, int iterations, Address workspace, int device,
+          Address stream) {
+        return Kernels::potentials_and_codes(
+            {scores_at(scores, dtype), num_problems, num_samples, num_prototypes, epsilon,
+             at<void>(workspace), device, at<void>(stream)},
+            at<T>(codes), iterations);
+      });
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -170,6 +245,22 @@ PYBIND11_MODULE(_C, module) {
   cpu_module.def("instruction_set", &cpu::instruction_set);
   define_cpu<float>(cpu_module.def_submodule("float32"));
   define_cpu<double>(cpu_module.def_submodule("float64"));
+#ifdef SWAV_CUDA
+  py::module_ cuda_module = module.def_submodule("cuda");
+  cuda_module.def("sinkhorn_workspace", [](int dtype, int64_t num_problems, int64_t num_samples,
+                                           int64_t num_prototypes, int device) {
+    return cuda::sinkhorn_workspace(Dtype(dtype), num_problems, num_samples, num_prototypes,
+                                    device);
+  });
+  cuda_module.def("plan_on_chip", [](int dtype, int64_t num_samples, int64_t num_prototypes,
+                                     int processors, int shared_bytes) {
+    const cuda::OnChipPlan plan =
+        cuda::plan_on_chip(Dtype(dtype), num_samples, num_prototypes, processors, shared_bytes);
+    return py::make_tuple(plan.rows, plan.blocks, plan.problems, plan.shared_bytes);
+  });
+  define_cuda<float>(cuda_module.def_submodule("float32"));
+  define_cuda<double>(cuda_module.def_submodule("float64"));
+#endif
   module.def("calls", [] {
     std::map<std::string, int64_t> counts;
     for (const auto& [name, count] : calls) counts[name] = count.load();

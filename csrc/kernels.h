@@ -138,6 +138,17 @@ struct Sinkhorn {
   static Error potentials_and_codes(const SinkhornCall& call, T* codes, int iterations);
 };
 
+// How the form that keeps the scores on the chip lays a problem out: by its shape and the chip
+// alone, so that a problem gets the same bits by itself and among others
+struct OnChipPlan {
+  int64_t rows;      // that a block keeps in shared memory; 0: the problem does not fit
+  int64_t blocks;    // a problem
+  int64_t problems;  // a launch
+  int64_t shared_bytes;
+};
+OnChipPlan plan_on_chip(Dtype dtype, int64_t num_samples, int64_t num_prototypes, int processors,
+                        int shared_bytes);
+
 // Bytes that any of these calls may use
 int64_t sinkhorn_workspace(Dtype dtype, int64_t num_problems, int64_t num_samples,
                            int64_t num_prototypes, int device);

@@ -54,7 +54,9 @@ def _cuda_missing() -> str | None:
     reason = _native_missing()
     if reason is None and not importlib.import_module("swav_kernels.native").cuda_is_built():
         reason = "the compiled module was built without CUDA: rebuild with nvcc and -DSWAV_CUDA=ON"
-    return reason or (None if torch.cuda.is_available() else "torch sees no CUDA device")
+    # ROCm calls its devices "cuda" too
+    has_gpu = torch.cuda.is_available() and torch.version.hip is None
+    return reason or (None if has_gpu else "torch sees no CUDA device")
 
 
 def _interpreting() -> bool:

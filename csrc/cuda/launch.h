@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <limits>
 #include <type_traits>
 
 #include "../kernels.h"
@@ -15,13 +16,13 @@ inline Error message(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// body() with the stream's device as the current one
+// body() with this device as the current one
 template <typename Body>
-Error on_device(Stream stream, const Body& body) {
+Error on_device(int device, const Body& body) {
   int before = 0;
   if (const Error error = message(cudaGetDevice(&before))) return error;
-  if (before == stream.device) return body();
-  if (const Error error = message(cudaSetDevice(stream.device))) return error;
+  if (before == device) return body();
+  if (const Error error = message(cudaSetDevice(device))) return error;
   const Error failed = body();
   const Error restored = message(cudaSetDevice(before));
   return failed != nullptr ? failed : restored;
@@ -35,9 +36,10 @@ struct Grid {
 };
 
 template <typename... Parameters, typename... Arguments>
-Error launch(void (*kernel)(Parameters...), const Grid& grid, Stream stream,
+Error launch(void (*kernel)(Parameters...), const Grid& grid, const SinkhornCall& call,
              const Arguments&... arguments) {
   if (grid.blocks == 0) return nullptr;
+  if (grid.blocks > std::numeric_limits<int>::max()) return message(cudaErrorInvalidConfiguration);
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
@@ -45,7 +47,7 @@ Error launch(void (*kernel)(Parameters...), const Grid& grid, Stream stream,
   config.gridDim = dim3(unsigned(grid.blocks));
   config.blockDim = dim3(unsigned(grid.threads));
   config.dynamicSmemBytes = grid.shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream.handle);
+  config.stream = static_cast<cudaStream_t>(call.stream);
   config.attrs = &cooperative;
   config.numAttrs = grid.is_cooperative ? 1 : 0;
   return message(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));

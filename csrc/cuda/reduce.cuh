@@ -9,6 +9,8 @@
 namespace swav::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
+template <typename T>
+constexpr int kChunk = 32 / sizeof(T);  // logits of one sum that a thread holds at once
 
 template <typename T>
 __device__ inline T warp_max(T x) {
@@ -19,8 +21,7 @@ __device__ inline T warp_max(T x) {
 
 template <typename T>
 __device__ inline T warp_sum(T x) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    x += __shfl_xor_sync(kAllLanes, x, offset);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
   return x;
 }
 
@@ -106,8 +107,8 @@ __device__ inline T over_warps(T mine, double* scratch, const Combine& combine) 
 }
 
 // Partial column sums of many blocks of rows, added up for kWarp columns from `first` on: a lane is
-// a column, a warp takes every warps-th partial. In double, which no number of partials can exhaust.
-// partial: [num_partials, K]; or, with maxima, [num_partials, 2, K] of tops and sums.
+// a column, a warp takes every warps-th partial. In double, which no number of partials can
+// exhaust. partial: [num_partials, K]; or, with maxima, [num_partials, 2, K] of tops and sums.
 template <bool kHasMaxima, typename T>
 __device__ inline ExpSum<T> combine_columns(const T* partial, int64_t num_partials,
                                             int64_t num_prototypes, int64_t first,

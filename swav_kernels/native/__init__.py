@@ -40,6 +40,12 @@ def cpu_kernels(acc: torch.dtype) -> ModuleType:
     return kernels
 
 
+def cuda_kernels(acc: torch.dtype) -> ModuleType:
+    """Return the CUDA kernels that sum in `acc`, float32 or float64."""
+    kernels: ModuleType = load().cuda.float64 if acc == torch.float64 else load().cuda.float32
+    return kernels
+
+
 def address(tensor: Tensor | None) -> int:
     """Return where a contiguous tensor's elements begin; 0 for None."""
     if tensor is None:

@@ -4,15 +4,12 @@ import torch
 from torch import Tensor
 
 from swav_kernels.checks import accumulate_dtype
-from swav_kernels.native import address, cpu_kernels, typed_address
+from swav_kernels.native import DTYPES, address, cpu_kernels, cuda_kernels, load, typed_address
 
 
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int, out: Tensor) -> None:
     """Write soft codes [A, N, K], without weights; `out` may be `scores` itself."""
-    cpu_kernels(out.dtype).sinkhorn(
-        *typed_address(scores), address(out), *scores.shape, epsilon, iterations,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    _run("sinkhorn", out.dtype, scores, address(out), *scores.shape, epsilon, iterations)
 
 
 def potentials(
@@ -24,9 +21,9 @@ def potentials(
 ) -> Tensor:
     """[A, N, K] -> f [A, K] after all iterations."""
     f = _per_prototype(scores)
-    cpu_kernels(f.dtype).sinkhorn_potentials(
-        *typed_address(scores), address(sample_weights), address(log_prototype_weights),
-        address(f), *scores.shape, epsilon, iterations, torch.get_num_threads(),
+    _run(
+        "sinkhorn_potentials", f.dtype, scores, address(sample_weights),
+        address(log_prototype_weights), address(f), *scores.shape, epsilon, iterations,
     )  # fmt: skip
     return f
 
@@ -36,9 +33,9 @@ def column_stats(
 ) -> tuple[Tensor, Tensor]:
     """First sweep: maximum and sum over the samples, [A, K] each."""
     column_max, sums = _per_prototype(scores), _per_prototype(scores)
-    cpu_kernels(sums.dtype).sinkhorn_column_stats(
-        *typed_address(scores), address(sample_weights), address(column_max), address(sums),
-        *scores.shape, epsilon, torch.get_num_threads(),
+    _run(
+        "sinkhorn_column_stats", sums.dtype, scores, address(sample_weights), address(column_max),
+        address(sums), *scores.shape, epsilon,
     )  # fmt: skip
     return column_max, sums
 
@@ -46,9 +43,9 @@ def column_stats(
 def column_sums(scores: Tensor, f: Tensor, sample_weights: Tensor | None, epsilon: float) -> Tensor:
     """Later sweeps: sums [A, K] of the codes that f stands for."""
     sums = _per_prototype(scores)
-    cpu_kernels(sums.dtype).sinkhorn_column_sums(
-        *typed_address(scores), address(f), address(sample_weights), address(sums), *scores.shape,
-        epsilon, torch.get_num_threads(),
+    _run(
+        "sinkhorn_column_sums", sums.dtype, scores, address(f), address(sample_weights),
+        address(sums), *scores.shape, epsilon,
     )  # fmt: skip
     return sums
 
@@ -57,12 +54,30 @@ def codes(
     scores: Tensor, f: Tensor, epsilon: float, hard: bool, normalized: bool, out: Tensor
 ) -> None:
     """Write the codes [A, N, K] that f stands for; `out` may be `scores` itself."""
-    cpu_kernels(out.dtype).sinkhorn_codes(
-        *typed_address(scores), address(f), address(out), *scores.shape, epsilon, hard, normalized,
-        torch.get_num_threads(),
+    _run(
+        "sinkhorn_codes", out.dtype, scores, address(f), address(out), *scores.shape, epsilon,
+        hard, normalized,
     )  # fmt: skip
 
 
 def _per_prototype(scores: Tensor) -> Tensor:
     num_problems, _, num_prototypes = scores.shape
-    return torch.empty(num_problems, num_prototypes, dtype=accumulate_dtype(scores))
+    return torch.empty(
+        num_problems, num_prototypes, dtype=accumulate_dtype(scores), device=scores.device
+    )
+
+
+def _run(kernel: str, acc: torch.dtype, scores: Tensor, *arguments: float) -> None:
+    """Call a kernel where the scores live, with the arguments that belong to that place."""
+    if not scores.is_cuda:
+        getattr(cpu_kernels(acc), kernel)(
+            *typed_address(scores), *arguments, torch.get_num_threads()
+        )
+        return
+    device = scores.get_device()
+    size = load().cuda.sinkhorn_workspace(DTYPES[scores.dtype], *scores.shape, device)
+    workspace = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    getattr(cuda_kernels(acc), kernel)(
+        *typed_address(scores), *arguments, address(workspace), device,
+        torch.cuda.current_stream(device).cuda_stream,
+    )  # fmt: skip
