@@ -4,7 +4,9 @@ Under TRITON_INTERPRET=1 only the interpreted backend is tested, on small shapes
 without it, and one interpreted tile costs a fifth of a millisecond an operation.
 """
 
+import importlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +16,18 @@ import torch
 import swav_kernels as sk
 from swav_kernels import dispatch
 
+pytest.register_assert_rewrite("compare")  # the numbers of a failed bound in the report
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU_BACKENDS = ("triton", "cuda")
+OPTIONAL_COMMANDS = ("aarch64-linux-gnu-g++", "chromium")
 MARKERS = (
     "op(name): the op whose backends a test runs on (the default is swav_loss)",
     "heavy: large shapes, too slow for interpreted Triton",
+    "interpreted: tests interpreted Triton itself: runs under TRITON_INTERPRET=1 only",
     "float64: needs a backend that takes float64",
     "gpu: runs on a GPU (set by conftest.py)",
+    "needs(command): runs where that command is installed, and always under SWAV_TESTS_NEED_ALL=1",
 )
 
 
@@ -29,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     torch.set_num_threads(1)
+    if INTERPRETED:
+        importlib.import_module("interpreter").install()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -57,10 +66,21 @@ def _backend(item: pytest.Item) -> str | None:
     return callspec.params.get("backend") if callspec else None
 
 
+def pytest_report_header() -> str | None:
+    """Say which tests a missing command takes away."""
+    missing = [name for name in OPTIONAL_COMMANDS if shutil.which(name) is None]
+    return f"not tested, for want of a command: {', '.join(missing)}" if missing else None
+
+
 def _is_meant_to_run(item: pytest.Item) -> bool:
     backend = _backend(item)
+    needs = item.get_closest_marker("needs")
+    if needs and shutil.which(needs.args[0]) is None and "SWAV_TESTS_NEED_ALL" not in os.environ:
+        return False
     if backend == "triton" and item.get_closest_marker("float64"):
         return False
+    if item.get_closest_marker("interpreted"):
+        return INTERPRETED
     if not INTERPRETED or item.path.parent != Path(__file__).parent:
         return True
     return backend == "triton" and not item.get_closest_marker("heavy")
@@ -69,7 +89,11 @@ def _is_meant_to_run(item: pytest.Item) -> bool:
 @pytest.fixture
 def device(backend: str) -> str:
     """Where the tensors of a backend live."""
-    return "cuda" if backend in GPU_BACKENDS and torch.cuda.is_available() and not INTERPRETED else "cpu"
+    return (
+        "cuda"
+        if backend in GPU_BACKENDS and torch.cuda.is_available() and not INTERPRETED
+        else "cpu"
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,173 @@
+"""The whole SwAV loss from features and prototypes; nothing of a row's K scores is ever stored.
+
+Prototypes stream past blocks of samples as keys and values stream past queries in attention:
+softmax(z c^T / temperature) c with its normaliser gives loss and d_features in one pass, and the
+same with epsilon and the potentials gives the codes' barycentres. d_prototypes is a second pass.
+"""
+
+import torch
+from torch import Tensor
+
+from swav_kernels.stats import CodeStatistics
+from swav_kernels.triton_kernels import columns
+from swav_kernels.triton_kernels import potentials as steps
+from swav_kernels.triton_kernels.code_statistics import code_statistics
+from swav_kernels.triton_kernels.crop_loss import crop_loss
+from swav_kernels.triton_kernels.d_prototypes import d_prototypes
+from swav_kernels.triton_kernels.launch import Tiles, power_of_two, target_of
+from swav_kernels.triton_kernels.reduce import sum_partials
+from swav_kernels.triton_kernels.rows import row_sums
+from swav_kernels.triton_kernels.scores import Scores
+
+
+def tiles(
+    num_rows: int, num_prototypes: int, dim: int, dtype: torch.dtype, target: str
+) -> Tiles:
+    """Blocks of samples, prototypes and dimensions for the products."""
+    if target == "interpreter":
+        return Tiles(
+            power_of_two(num_rows, 16, 128),
+            power_of_two(num_prototypes, 16, 1024),
+            power_of_two(dim, 16, 512),
+            fill=1,
+        )
+    return Tiles(64, 64, power_of_two(dim, 16, 128))
+
+
+def potentials(
+    features: Tensor,
+    prototypes: Tensor,
+    sample_weights: Tensor | None,
+    log_r: Tensor | None,
+    epsilon: float,
+    iterations: int,
+    precision: str,
+) -> Tensor:
+    """Return f [A, K] of features [A, N, D] after T iterations."""
+    if features.numel() == 0:
+        return _per_prototype(features, prototypes, -torch.inf)
+    scores, block = Scores(features, prototypes, precision), _tiles(features, prototypes)
+    return steps.iterate(
+        columns.column_stats(scores, sample_weights, epsilon, block),
+        lambda f: _partial_sums(scores, f, sample_weights, epsilon, block),
+        log_r,
+        iterations,
+    )
+
+
+def column_stats(
+    features: Tensor,
+    prototypes: Tensor,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Return max_b t and sum_b exp(t - max) of t = z c^T / epsilon + log w, [A, K] each."""
+    if features.numel() == 0:
+        return (
+            _per_prototype(features, prototypes, -torch.inf),
+            _per_prototype(features, prototypes, 0),
+        )
+    scores, block = Scores(features, prototypes, precision), _tiles(features, prototypes)
+    return steps.combine_stats(*columns.column_stats(scores, sample_weights, epsilon, block))
+
+
+def column_sums(
+    features: Tensor,
+    prototypes: Tensor,
+    f: Tensor,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    precision: str,
+) -> Tensor:
+    """Return sum_b w_b softmax_k(z_b c^T / epsilon + f) [A, K]."""
+    if features.numel() == 0:
+        return _per_prototype(features, prototypes, 0)
+    scores, block = Scores(features, prototypes, precision), _tiles(features, prototypes)
+    return sum_partials(_partial_sums(scores, f, sample_weights, epsilon, block))
+
+
+def loss_and_gradients(
+    features: Tensor,
+    prototypes: Tensor,
+    f: Tensor,
+    assign: tuple[int, ...],
+    temperature: float,
+    epsilon: float,
+    hard: bool,
+    precision: str,
+    need_features: bool,
+    need_prototypes: bool,
+    need_stats: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, CodeStatistics | None]:
+    """Return (loss [], d_features [V, B, D], d_prototypes [K, D], statistics) of potentials f."""
+    if features.shape[1] == 0:
+        return _without_samples(
+            features, prototypes, len(assign), need_features, need_prototypes, need_stats
+        )
+    block = _tiles(features, prototypes)
+    coded = features[: len(assign)]
+    if assign != tuple(range(len(assign))):
+        coded = torch.stack([features[crop] for crop in assign])
+    code_scores = Scores(coded, prototypes, precision)
+    p = row_sums(
+        Scores(features, prototypes, precision), None, temperature, block, values=need_features
+    )
+    q = row_sums(
+        code_scores, f, epsilon, block,
+        index=hard, values=not hard, deviation=need_stats and not hard, nearest=need_stats,
+    )  # fmt: skip
+    loss, d_features = crop_loss(
+        features, prototypes, p, q, assign, temperature, precision, need_features, block
+    )
+    gradient, statistics = None, None
+    if need_prototypes:
+        gradient = d_prototypes(
+            features, prototypes, f, p, q, assign, temperature, epsilon, precision, block
+        )
+    if need_stats:
+        code_sums = columns.column_sums(code_scores, f, q, None, epsilon, block)
+        statistics = code_statistics(q, sum_partials(code_sums))
+    return loss, d_features, gradient, statistics
+
+
+def _tiles(features: Tensor, prototypes: Tensor) -> Tiles:
+    _, num_rows, dim = features.shape
+    target = target_of(features.device)
+    return tiles(num_rows, prototypes.shape[0], dim, features.dtype, target)
+
+
+def _partial_sums(
+    scores: Scores, f: Tensor, sample_weights: Tensor | None, epsilon: float, block: Tiles
+) -> Tensor:
+    rows = row_sums(scores, f, epsilon, block)
+    return columns.column_sums(scores, f, rows, sample_weights, epsilon, block)
+
+
+def _per_prototype(features: Tensor, prototypes: Tensor, value: float) -> Tensor:
+    shape = features.shape[0], prototypes.shape[0]
+    return torch.full(shape, value, dtype=torch.float32, device=features.device)
+
+
+def _without_samples(
+    features: Tensor,
+    prototypes: Tensor,
+    num_coded: int,
+    need_features: bool,
+    need_prototypes: bool,
+    need_stats: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, CodeStatistics | None]:
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=features.device)
+
+    statistics = None
+    if need_stats:
+        nearest = torch.zeros(num_coded, 0, dtype=torch.int64, device=features.device)
+        code_sums = zeros(num_coded, prototypes.shape[0])
+        statistics = CodeStatistics(nearest, zeros(num_coded, 0), zeros(num_coded, 0), code_sums)
+    return (
+        zeros(),
+        zeros(*features.shape) if need_features else None,
+        zeros(*prototypes.shape) if need_prototypes else None,
+        statistics,
+    )

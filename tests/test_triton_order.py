@@ -1,0 +1,300 @@
+"""Interpreted kernels over many small tiles: right, whatever order their programs run in.
+
+tests/interpreter.py runs every launch of the interpreted run in both orders, from memory that is
+NaN; here small blocks make at least 3 programs on each axis, with edges that no block divides.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from compare import (
+    HALF_DTYPES,
+    assert_codes,
+    assert_gradient,
+    assert_loss,
+    assert_no_worse_than_eager,
+    crops,
+    generator,
+    largest,
+    make_scores,
+    random_codes,
+    sinkhorn,
+    swapped_cross_entropy,
+    swav_codes,
+    swav_loss,
+    swav_stats,
+    unit_rows,
+    value_and_gradients,
+)
+from torch import Tensor
+
+import swav_kernels as sk
+
+pytestmark = pytest.mark.interpreted
+DTYPES = (torch.float32, *HALF_DTYPES)
+# 4 blocks of samples, of prototypes and of dimensions, none of them full at the end
+N, K, DIM, CROPS = 50, 51, 52, 4
+ASSIGN = (2, 0, 3)
+MANY = 64  # programs that a launch should have: splits as far as there are blocks
+
+
+@pytest.fixture(autouse=True)
+def grids(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[int, ...]]]:
+    """Blocks of 16 in all kernels; returns the grids of the launches to come."""
+    from interpreter import launched_grids
+
+    from swav_kernels.triton_kernels import (
+        code_statistics,
+        potentials,
+        prototype_scores,
+        reduce,
+        sinkhorn,
+        swapped_cross_entropy,
+        swav_loss,
+    )
+    from swav_kernels.triton_kernels.launch import Tiles
+
+    def small(*_: object) -> Tiles:
+        return Tiles(16, 16, 16, 16, fill=MANY)
+
+    for module in (prototype_scores, swapped_cross_entropy, swav_loss):
+        monkeypatch.setattr(module, "tiles", small)
+    monkeypatch.setattr(sinkhorn, "column_tiles", small)
+    monkeypatch.setattr(sinkhorn, "row_tiles", small)
+    for module, name in (
+        (code_statistics, "BLOCK_ROWS"),
+        (potentials, "BLOCK_COLUMNS"),
+        (potentials, "BLOCK_PARTIALS"),
+        (potentials, "NAN_BLOCK"),
+        (reduce, "BLOCK_COLUMNS"),
+        (reduce, "BLOCK_PARTIALS"),
+        (reduce, "BLOCK_SCALAR_PARTIALS"),
+    ):
+        monkeypatch.setattr(module, name, 2 if "PARTIALS" in name else 16)
+    launched_grids.clear()
+    return launched_grids
+
+
+@pytest.fixture(params=["whole rows", "streamed rows"])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether a row of scores fits in one block."""
+    if request.param == "whole rows":
+        from swav_kernels.triton_kernels import sinkhorn, swapped_cross_entropy
+        from swav_kernels.triton_kernels.launch import Tiles
+
+        for module, name in ((sinkhorn, "row_tiles"), (swapped_cross_entropy, "tiles")):
+            monkeypatch.setattr(module, name, lambda *_: Tiles(16, 64, fill=MANY))
+    return request.param
+
+
+def problems(*kinds: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scores [A, N, K]."""
+    return torch.stack([make_scores(kind, N, K) for kind in kinds]).to(dtype)
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hard", [False, True])
+def test_sinkhorn(dtype: torch.dtype, hard: bool) -> None:
+    scores = problems("cosines", "masked", "shifted", dtype=dtype)
+    for iterations in (1, 3):
+        codes = sk.sinkhorn(scores, iterations, hard=hard, backend="triton")
+        for got, s in zip(codes, scores, strict=True):
+            assert_codes(got, sinkhorn(s.double(), iterations, hard=hard), s, 0.05)
+
+
+@pytest.mark.usefixtures("rows")
+def test_sinkhorn_with_weights_and_in_place() -> None:
+    scores = problems("cosines", "masked", "one-hot")
+    r = torch.rand(K, generator=generator(1)) + 0.1
+    w = torch.rand(3, N, generator=generator(2))
+    w[:, 7] = 0
+    wanted = [
+        sinkhorn(s.double(), prototype_weights=r.double(), sample_weights=w[a].double())
+        for a, s in enumerate(scores)
+    ]
+    kept = scores.clone()
+    sk.sinkhorn(scores, prototype_weights=r, sample_weights=w, out=scores, backend="triton")
+    for got, s, want in zip(scores, kept, wanted, strict=True):
+        assert_codes(got, want, s, 0.05)
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_sinkhorn_spreads_nan_over_one_problem(iterations: int) -> None:
+    scores = problems("cosines", "cosines", "cosines")
+    clean = sk.sinkhorn(scores, iterations, backend="triton")
+    scores[1, -1, -1] = torch.nan
+    codes = sk.sinkhorn(scores, iterations, backend="triton")
+    assert codes[1].isnan().all()
+    assert torch.equal(codes[::2], clean[::2])
+    if iterations:
+        f = sk.sinkhorn_potentials(scores, iterations, backend="triton")
+        assert f[1].isnan().all()
+        assert f[::2].isfinite().all()
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swapped_cross_entropy(dtype: torch.dtype) -> None:
+    scores = (unit_rows(CROPS, N, 16) @ unit_rows(K, 16, seed=7).T).to(dtype)
+    codes = random_codes(len(ASSIGN), N, K)
+    codes[:, ::3] *= 0.5
+    loss, (gradient,) = value_and_gradients(
+        lambda s: sk.swapped_cross_entropy(s, codes, assign=ASSIGN, backend="triton"), scores
+    )
+    wanted, (wanted_gradient,) = value_and_gradients(
+        lambda s: swapped_cross_entropy(s, codes.double(), 0.1, ASSIGN), scores.double()
+    )
+    assert_loss(loss, wanted)
+    rounding = torch.finfo(dtype).eps * largest(wanted_gradient)
+    assert largest(gradient.double() - wanted_gradient) <= max(
+        rounding, 4e-6 * largest(wanted_gradient)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prototype_scores(dtype: torch.dtype) -> None:
+    features, prototypes = unit_rows(N, DIM, seed=1, dtype=dtype), unit_rows(K, DIM, dtype=dtype)
+    weights = torch.sin(torch.arange(N * K).double()).view(N, K)
+    arguments = (
+        lambda z, c: (sk.prototype_scores(z, c, backend="triton").float() * weights.float()).sum(),
+        lambda z, c: ((z @ c.T).to(weights if z.dtype == torch.float64 else torch.float32)
+                      * weights.to(torch.promote_types(z.dtype, torch.float32))).sum(),
+    )  # fmt: skip
+    if dtype != torch.float32:
+        assert_no_worse_than_eager(*arguments, features, prototypes)
+        return
+    _, gradients = value_and_gradients(arguments[0], features, prototypes)
+    _, wanted = value_and_gradients(arguments[1], features.double(), prototypes.double())
+    for got, want in zip(gradients, wanted, strict=True):
+        assert_gradient(got, want)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_swav_loss_and_its_stats(hard: bool) -> None:
+    features, prototypes = crops(CROPS, N, DIM, K)
+    queue = unit_rows(len(ASSIGN), 20, DIM, seed=5, dtype=torch.float32)
+    keywords: dict[str, Any] = {"assign": ASSIGN, "hard": hard}
+    loss, stats = sk.swav_loss(
+        features, prototypes, queue=queue, return_stats=True, backend="triton", **keywords
+    )
+    _, gradients = value_and_gradients(
+        lambda z, c: sk.swav_loss(z, c, queue=queue, backend="triton", **keywords),
+        features,
+        prototypes,
+    )
+    z, c = features.double(), prototypes.double()
+    wanted, wanted_gradients = value_and_gradients(
+        lambda z, c: swav_loss(z, c, queue=queue.double(), **keywords), z, c
+    )
+    assert_loss(loss, wanted)
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        assert_gradient(got, want)
+    codes = swav_codes(z @ c.T, ASSIGN, queue_scores=queue.double() @ c.T, hard=hard)
+    for name, want in swav_stats(z @ c.T, codes, wanted, ASSIGN).items():
+        assert stats[name].item() == pytest.approx(want, abs=1e-5), name
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_swav_loss_of_half_inputs(dtype: torch.dtype) -> None:
+    features, prototypes = (x.to(dtype) for x in crops(CROPS, N, DIM, K))
+    assert_no_worse_than_eager(
+        lambda z, c: sk.swav_loss(z, c, assign=ASSIGN, backend="triton"),
+        lambda z, c: swav_loss(z, c, assign=ASSIGN),
+        features,
+        prototypes,
+    )
+
+
+def test_swav_loss_in_bfloat16_products() -> None:
+    inputs = crops(CROPS, N, DIM, K)
+    loss, gradients = value_and_gradients(
+        lambda z, c: sk.swav_loss(z, c, precision="bfloat16", backend="triton"), *inputs
+    )
+    wanted, wanted_gradients = value_and_gradients(
+        lambda z, c: swav_loss(z, c), *(x.double() for x in inputs)
+    )
+    assert 0 < abs(loss - wanted) <= 1e-2 * wanted
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        assert 0 < largest(got - want) <= 2e-2 * largest(want)
+
+
+def test_swav_potentials_with_sample_weights() -> None:
+    features, prototypes = crops(3, N, DIM, K)
+    w = torch.rand(3, N, generator=generator(2))
+    w[:, 7] = 0
+    f = sk.swav_potentials(features, prototypes, sample_weights=w, backend="triton")
+    for a in range(3):
+        scores = features[a].double() @ prototypes.double().T
+        codes = torch.softmax(scores / 0.05 + f[a].double(), -1)
+        assert_codes(codes, sinkhorn(scores, sample_weights=w[a].double()), scores, 0.05)
+
+
+def test_every_kernel_ran_here_with_three_programs_on_each_axis(
+    grids: dict[str, list[tuple[int, ...]]],
+) -> None:
+    from kernel_list import KERNELS
+
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: sk.sinkhorn(problems("cosines", "masked", "shifted"), 1, backend="triton"),
+        lambda: test_swapped_cross_entropy(torch.float32),
+        lambda: test_prototype_scores(torch.float32),
+        lambda: test_swav_loss_and_its_stats(False),
+    )
+    for call in calls:
+        call()
+    from swav_kernels.triton_kernels import sinkhorn as kernels
+    from swav_kernels.triton_kernels.launch import Tiles
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "row_tiles", lambda *_: Tiles(16, 64, fill=MANY))
+        sk.sinkhorn(problems("cosines", "masked", "shifted"), backend="triton")
+    assert set(grids) == KERNELS
+    for name, launched in grids.items():
+        assert any(min(grid) >= 3 for grid in launched), (name, launched)
+
+
+# --- the check is awake -----------------------------------------------------------------------
+
+
+def test_a_race_is_caught() -> None:
+    import toy_kernels
+    from interpreter import OrderMatters
+
+    data = torch.arange(4.0)
+    toy_kernels.each_program_its_own[(4,)](in_ptr=data, out_ptr=torch.empty(4))
+    with pytest.raises(OrderMatters, match=r"reads_its_neighbour.*\(4,\)"):
+        toy_kernels.reads_its_neighbour[(4,)](out_ptr=data)
+    with pytest.raises(OrderMatters):
+        toy_kernels.all_write_the_same_place[(4,)](out_ptr=torch.zeros(1))
+
+
+def test_what_no_program_writes_is_nan() -> None:
+    assert torch.empty(3, 5).isnan().all()
+
+
+def test_bfloat16_is_rounded_to_even_and_multiplied_as_numbers() -> None:
+    import toy_kernels
+
+    a = torch.randn(16, 16, generator=generator(1)) * torch.logspace(-30, 30, 16)
+    a[0, :5] = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1 + 2**-8])
+    rounded = torch.empty(16, 16, dtype=torch.bfloat16)
+    toy_kernels.copy[(1,)](in_ptr=a, out_ptr=rounded)
+    assert torch.equal(rounded.nan_to_num(nan=7), a.bfloat16().nan_to_num(nan=7))
+    x, y = (torch.randn(16, 16, generator=generator(s)).bfloat16() for s in (2, 3))
+    product = torch.empty(16, 16)
+    toy_kernels.dot[(1,)](a_ptr=x, b_ptr=y, out_ptr=product)
+    torch.testing.assert_close(product, x.float() @ y.float(), rtol=0, atol=1e-5)
+
+
+def test_the_last_run_is_the_reversed_one() -> None:
+    import toy_kernels
+    from interpreter import OrderMatters
+
+    counter, when = torch.zeros(1, dtype=torch.int64), torch.empty(3, dtype=torch.int64)
+    with pytest.raises(OrderMatters):
+        toy_kernels.counts_up[(3,)](counter_ptr=counter, out_ptr=when)
+    assert when.tolist() == [2, 1, 0]
