@@ -71,7 +71,9 @@ def record_launches(
     """Launches of a call, as they would be on the target, each distinct one once."""
     launches: dict[Launch, None] = {}
 
-    def record(kernel: JITFunction[Any], *args: object, grid: object, warmup: bool, **kwargs: Any) -> None:
+    def record(
+        kernel: JITFunction[Any], *args: object, grid: object, warmup: bool, **kwargs: Any
+    ) -> None:
         assert not args, "launchers pass arguments by name"
         launches[_launch(kernel, kwargs)] = None
 

@@ -1,8 +1,8 @@
 """What the interpreter must be told, and a check that programs do not depend on each other.
 
 Interpreted programs run one after another, so a race passes unseen. Here every launch runs twice:
-in the program order, and in reverse from the same memory. Outputs are NaN before both (deterministic
-mode fills `torch.empty`), so the bits agree only if every element is written by one program and
+in the program order, and in reverse from the same memory. Outputs are NaN before both, for
+deterministic mode fills `torch.empty`, so the bits agree only if every element is written by one program and
 nothing is read that another program writes.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 
-class OrderMatters(AssertionError):
+class OrderError(AssertionError):
     """The results of a launch depend on the order of its programs."""
 
 
@@ -93,7 +93,7 @@ def _in_both_orders(run_grid: Any) -> Any:
             _is_reversed = False
         for tensor, data in zip(tensors, forward, strict=True):
             if not torch.equal(_bytes(tensor), data):
-                raise OrderMatters(
+                raise OrderError(
                     f"{self.fn.__name__} over {grid} programs: the order changes a tensor "
                     f"{list(tensor.shape)}"
                 )

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """What codes look like, row by row, from sums that the loss held anyway."""
 
 import torch
@@ -7,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from swav_kernels.stats import CodeStatistics
-from swav_kernels.triton_kernels.launch import Tiles
 from swav_kernels.triton_kernels.reduce import LN2, finite_shift
 from swav_kernels.triton_kernels.rows import RowSums
 from swav_kernels.triton_kernels.splits import combined_index, combined_sum

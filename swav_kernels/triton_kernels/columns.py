@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Sums over samples, one a prototype: the marginals of the Sinkhorn.
 
 Programs own blocks of (samples x prototypes) and leave partial sums [P, A, K], which potentials.py
@@ -73,8 +72,8 @@ def _column_sums_kernel(
         )
         if row_index_ptr is None:
             logits = f[None, :] + scale * score_tile(
-                source_ptr, prototypes_ptr, problem, start, tile * BLOCK_K, num_rows, num_prototypes,
-                DIM, PRECISION, BLOCK_N, BLOCK_K, STEP_D,
+                source_ptr, prototypes_ptr, problem, start, tile * BLOCK_K, num_rows,
+                num_prototypes, DIM, PRECISION, BLOCK_N, BLOCK_K, STEP_D,
             )  # fmt: skip
             codes = tl.exp2(logits - log_sum[:, None])
         else:

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """From what `row_sums` knows of predictions p and codes q to the loss and d_features.
 
 With barycentres m_i = q_i c of the assign crops i, n_v = |A without v| and w = 1 / (|A| (V-1) B):
@@ -34,7 +33,11 @@ def _crop_loss_kernel(
     first_row = tl.program_id(0) * BLOCK_N
     rows = first_row + tl.arange(0, BLOCK_N)
     inside = rows < num_samples
-    p_rows, p_stride, q_stride = crop * crop_rows + rows, num_crops * crop_rows, len(ASSIGN) * crop_rows
+    p_rows, p_stride, q_stride = (
+        crop * crop_rows + rows,
+        num_crops * crop_rows,
+        len(ASSIGN) * crop_rows,
+    )
     num_targets = tl.full([], len(ASSIGN), tl.float32)
     for a in tl.static_range(len(ASSIGN)):
         num_targets -= tl.where(crop == ASSIGN[a], 1.0, 0.0)
@@ -63,7 +66,9 @@ def _crop_loss_kernel(
                 barycentre = load_rows(prototypes_ptr, index, num_prototypes, d, DIM)
                 barycentre = tl.where((q_sum > 0)[:, None], barycentre, float("nan"))
             target += tl.where(is_target[:, None], barycentre, 0.0)
-        z = load_block(features_ptr + crop * crop_rows * DIM, first_row, num_samples, d, DIM, BLOCK_N)
+        z = load_block(
+            features_ptr + crop * crop_rows * DIM, first_row, num_samples, d, DIM, BLOCK_N
+        )
         if PRECISION == "bfloat16":  # as in the product that made the scores
             z = z.to(tl.bfloat16)
         losses -= inv_temperature * tl.sum(z.to(tl.float32) * target, 1)

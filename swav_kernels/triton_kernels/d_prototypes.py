@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """The gradient of the swapped loss for the prototypes, p and q formed again tile by tile.
 
 d_prototypes = w / temperature sum_v (n_v p_v - sum_{i != v} q_i)^T z_v: programs own prototypes and
@@ -141,9 +140,7 @@ def d_prototypes(
     num_splits, blocks_each = split(
         triton.cdiv(num_samples, tiles.block_n), num_k_tiles * num_dim_tiles, tiles.fill
     )
-    out = torch.empty(
-        num_splits, num_prototypes, dim, dtype=torch.float32, device=features.device
-    )
+    out = torch.empty(num_splits, num_prototypes, dim, dtype=torch.float32, device=features.device)
     _d_prototypes_kernel[(num_k_tiles, num_splits, num_dim_tiles)](
         features_ptr=features,
         prototypes_ptr=prototypes,

@@ -42,7 +42,7 @@ def target_of(device: torch.device) -> str:
 
 def power_of_two(size: int, least: int, most: int) -> int:
     """Return the power of two that covers size, within bounds."""
-    return min(max(triton.next_power_of_2(size), least), most)
+    return min(max(int(triton.next_power_of_2(size)), least), most)
 
 
 def log2_scale(temperature: float) -> float:

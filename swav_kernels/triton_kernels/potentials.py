@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """From column sums to prototype potentials f, natural logarithms."""
 
 from collections.abc import Callable
@@ -28,7 +27,7 @@ def _first_potentials_kernel(
     num_partials, num_prototypes,
     BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """f = log r - max - log sum, or natural max and sum themselves; (-inf, 0) is an empty column."""
+    """F = log r - max - log sum, or natural max and sum; (-inf, 0) is an empty column."""
     size = tl.num_programs(1) * tl.cast(num_prototypes, tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = k < num_prototypes
@@ -73,7 +72,7 @@ def _next_potentials_kernel(
     num_partials, num_prototypes,
     BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """f += log r - log sum; a dead prototype stays dead, NaN stays NaN."""
+    """F += log r - log sum; a dead prototype stays dead, NaN stays NaN."""
     size = tl.num_programs(1) * tl.cast(num_prototypes, tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = k < num_prototypes
@@ -164,7 +163,7 @@ def iterate(
     log_r: Tensor | None,
     iterations: int,
 ) -> Tensor:
-    """f [A, K] after T iterations, from partial column stats and sweeps f -> partial sums."""
+    """F [A, K] after T iterations, from partial column stats and sweeps f -> partial sums."""
     f = first_potentials(*stats, log_r)
     for _ in range(iterations - 1):
         f = next_potentials(f, sweep(f), log_r)

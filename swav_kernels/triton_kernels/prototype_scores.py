@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Prototype scores and their gradients: three products of matrices, one kernel.
 
 scores [N, K] = features [N, D] prototypes^T, d_features [N, D] = d_scores prototypes,

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Math shared by the kernels, and sums of partial results in an order that never changes."""
 
 import torch

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Sums over prototypes, one a sample: softmax normalisers, barycentres and what codes look like.
 
 One streaming pass with a running maximum, as in attention: `values = softmax(logits) @ prototypes`

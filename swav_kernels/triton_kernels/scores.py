@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Where a kernel's scores come from: memory, or products of features and prototypes."""
 
 from dataclasses import dataclass

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Sinkhorn over stored scores [A, N, K]: each sweep reads the matrix once and all problems run in
 one launch, as long as a row of K scores fits on a multiprocessor; longer rows are read twice.
 """
@@ -8,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swav_kernels.triton_kernels import columns, potentials as steps
+from swav_kernels.triton_kernels import columns
+from swav_kernels.triton_kernels import potentials as steps
 from swav_kernels.triton_kernels.launch import (
     LONGEST_SUM,
     Tiles,
@@ -173,9 +173,7 @@ def column_stats(
     return steps.combine_stats(*_partial_stats(scores, sample_weights, epsilon))
 
 
-def column_sums(
-    scores: Tensor, f: Tensor, sample_weights: Tensor | None, epsilon: float
-) -> Tensor:
+def column_sums(scores: Tensor, f: Tensor, sample_weights: Tensor | None, epsilon: float) -> Tensor:
     """Return sum_b w_b softmax_k(s_b / epsilon + f) [A, K]."""
     if scores.numel() == 0:
         return _per_prototype(scores, 0)

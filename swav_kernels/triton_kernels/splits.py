@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Combining what the S splits of `row_sums` know of the same rows, in their order.
 
 `rows` are offsets into one split's [A * N] rows, `stride` = A * N; NaN in any split comes through.

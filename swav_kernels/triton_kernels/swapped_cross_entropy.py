@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Swapped cross-entropy of stored scores [V, B, K] and codes [A, B, K], with its gradient.
 
 A program owns some samples of one crop and all their scores: it adds up the codes that this crop

@@ -20,9 +20,7 @@ from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores
 
 
-def tiles(
-    num_rows: int, num_prototypes: int, dim: int, dtype: torch.dtype, target: str
-) -> Tiles:
+def tiles(num_rows: int, num_prototypes: int, dim: int, dtype: torch.dtype, target: str) -> Tiles:
     """Blocks of samples, prototypes and dimensions for the products."""
     if target == "interpreter":
         return Tiles(
