@@ -2,8 +2,8 @@
 
 Interpreted programs run one after another, so a race passes unseen. Here every launch runs twice:
 in the program order, and in reverse from the same memory. Outputs are NaN before both, for
-deterministic mode fills `torch.empty`, so the bits agree only if every element is written by one program and
-nothing is read that another program writes.
+deterministic mode fills `torch.empty`, so the bits agree only if every element is written by one
+program and nothing is read that another program writes.
 """
 
 from typing import Any
