@@ -51,6 +51,10 @@ class Launch:
         """The kernel's name."""
         return self.kernel.fn.__name__
 
+    def __str__(self) -> str:
+        """Name, constants and options."""
+        return f"{self.name}({dict(self.constants)}, {dict(self.options)})"
+
 
 @dataclass(frozen=True)
 class Resources:

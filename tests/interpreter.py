@@ -6,6 +6,7 @@ deterministic mode fills `torch.empty`, so the bits agree only if every element 
 program and nothing is read that another program writes.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ def install() -> None:
     builder.cast_impl = _with_rounded_bfloat16(builder.cast_impl)
     builder.create_dot = _with_exact_bfloat16(builder.create_dot)
     builder.set_grid_idx = _with_reversible_order(builder.set_grid_idx)
+    # a fifth of the run's time, for indices that are far too small here to overflow
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
     # patching triton.language again at every call of a function is half of the run's time: a launch
     # has done so for ours, and this does it for those of triton itself, such as tl.zeros
     interpreter._patch_lang(tl.zeros.fn)

@@ -14,22 +14,11 @@ from swav_kernels.triton_kernels import potentials as steps
 from swav_kernels.triton_kernels.code_statistics import code_statistics
 from swav_kernels.triton_kernels.crop_loss import crop_loss
 from swav_kernels.triton_kernels.d_prototypes import d_prototypes
-from swav_kernels.triton_kernels.launch import Tiles, power_of_two, target_of
+from swav_kernels.triton_kernels.launch import target_of
+from swav_kernels.triton_kernels.product_tiles import ProductTiles, tiles
 from swav_kernels.triton_kernels.reduce import sum_partials
 from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores
-
-
-def tiles(num_rows: int, num_prototypes: int, dim: int, dtype: torch.dtype, target: str) -> Tiles:
-    """Blocks of samples, prototypes and dimensions for the products."""
-    if target == "interpreter":
-        return Tiles(
-            power_of_two(num_rows, 16, 128),
-            power_of_two(num_prototypes, 16, 1024),
-            power_of_two(dim, 16, 512),
-            fill=1,
-        )
-    return Tiles(64, 64, power_of_two(dim, 16, 128))
 
 
 def potentials(
@@ -44,9 +33,10 @@ def potentials(
     """Return f [A, K] of features [A, N, D] after T iterations."""
     if features.numel() == 0:
         return _per_prototype(features, prototypes, -torch.inf)
-    scores, block = Scores(features, prototypes, precision), _tiles(features, prototypes)
+    scores = Scores(features, prototypes, precision)
+    block = _tiles(features, prototypes, precision)
     return steps.iterate(
-        columns.column_stats(scores, sample_weights, epsilon, block),
+        columns.column_stats(scores, sample_weights, epsilon, block.columns),
         lambda f: _partial_sums(scores, f, sample_weights, epsilon, block),
         log_r,
         iterations,
@@ -66,8 +56,11 @@ def column_stats(
             _per_prototype(features, prototypes, -torch.inf),
             _per_prototype(features, prototypes, 0),
         )
-    scores, block = Scores(features, prototypes, precision), _tiles(features, prototypes)
-    return steps.combine_stats(*columns.column_stats(scores, sample_weights, epsilon, block))
+    scores = Scores(features, prototypes, precision)
+    block = _tiles(features, prototypes, precision)
+    return steps.combine_stats(
+        *columns.column_stats(scores, sample_weights, epsilon, block.columns)
+    )
 
 
 def column_sums(
@@ -81,7 +74,8 @@ def column_sums(
     """Return sum_b w_b softmax_k(z_b c^T / epsilon + f) [A, K]."""
     if features.numel() == 0:
         return _per_prototype(features, prototypes, 0)
-    scores, block = Scores(features, prototypes, precision), _tiles(features, prototypes)
+    scores = Scores(features, prototypes, precision)
+    block = _tiles(features, prototypes, precision)
     return sum_partials(_partial_sums(scores, f, sample_weights, epsilon, block))
 
 
@@ -103,43 +97,51 @@ def loss_and_gradients(
         return _without_samples(
             features, prototypes, len(assign), need_features, need_prototypes, need_stats
         )
-    block = _tiles(features, prototypes)
+    block = _tiles(features, prototypes, precision)
     coded = features[: len(assign)]
     if assign != tuple(range(len(assign))):
         coded = torch.stack([features[crop] for crop in assign])
     code_scores = Scores(coded, prototypes, precision)
-    p = row_sums(
-        Scores(features, prototypes, precision), None, temperature, block, values=need_features
-    )
+    all_scores = Scores(features, prototypes, precision)
+    p = row_sums(all_scores, None, temperature, block.rows, values=need_features)
     q = row_sums(
-        code_scores, f, epsilon, block,
+        code_scores, f, epsilon, block.rows,
         index=hard, values=not hard, deviation=need_stats and not hard, nearest=need_stats,
     )  # fmt: skip
     loss, d_features = crop_loss(
-        features, prototypes, p, q, assign, temperature, precision, need_features, block
+        features, prototypes, p, q, assign, temperature, precision, need_features, block.crops
     )
     gradient, statistics = None, None
     if need_prototypes:
         gradient = d_prototypes(
-            features, prototypes, f, p, q, assign, temperature, epsilon, precision, block
+            features,
+            prototypes,
+            f,
+            p,
+            q,
+            assign,
+            temperature,
+            epsilon,
+            precision,
+            block.d_prototypes,
         )
     if need_stats:
-        code_sums = columns.column_sums(code_scores, f, q, None, epsilon, block)
+        code_sums = columns.column_sums(code_scores, f, q, None, epsilon, block.columns)
         statistics = code_statistics(q, sum_partials(code_sums))
     return loss, d_features, gradient, statistics
 
 
-def _tiles(features: Tensor, prototypes: Tensor) -> Tiles:
+def _tiles(features: Tensor, prototypes: Tensor, precision: str) -> ProductTiles:
     _, num_rows, dim = features.shape
     target = target_of(features.device)
-    return tiles(num_rows, prototypes.shape[0], dim, features.dtype, target)
+    return tiles(num_rows, prototypes.shape[0], dim, features.dtype, precision, target)
 
 
 def _partial_sums(
-    scores: Scores, f: Tensor, sample_weights: Tensor | None, epsilon: float, block: Tiles
+    scores: Scores, f: Tensor, sample_weights: Tensor | None, epsilon: float, block: ProductTiles
 ) -> Tensor:
-    rows = row_sums(scores, f, epsilon, block)
-    return columns.column_sums(scores, f, rows, sample_weights, epsilon, block)
+    rows = row_sums(scores, f, epsilon, block.rows)
+    return columns.column_sums(scores, f, rows, sample_weights, epsilon, block.columns)
 
 
 def _per_prototype(features: Tensor, prototypes: Tensor, value: float) -> Tensor:
