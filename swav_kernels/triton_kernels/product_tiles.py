@@ -1,7 +1,7 @@
 """Block sizes of the kernels that multiply features and prototypes.
 
-All were compiled for sm_80, sm_90, sm_100 and gfx942 and keep to registers and shared memory
-(tests/test_triton_compile.py); which is fastest is for a GPU to say.
+They aim at registers and shared memory of sm_80, sm_90, sm_100 and gfx942, as
+tests/check_triton_compile.py measures them; which is fastest is for a GPU to say.
 """
 
 from dataclasses import dataclass
