@@ -1,27 +1,33 @@
-"""Where a result was measured: machine, versions, commit."""
+"""Where a result was measured: machine, versions, commit, allocator; and what memory is free."""
 
+import datetime
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import swav_kernels as sk
 
-PACKAGES = ("torch", "numpy", "triton")
+PACKAGES = ("torch", "numpy", "triton", "lightly", "POT", "flash-sinkhorn")
+# freed memory stays mapped, so page faults do not hide what the kernels do
+WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def describe(device: torch.device) -> dict[str, object]:
+def describe(devices: Sequence[torch.device]) -> dict[str, object]:
     """Return what a reader needs to compare figures: no name or address of the machine."""
+    has_gpu = any(device.type == "cuda" for device in devices)
     return {
         "machine": {
             "cpu": _cpu_model(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-            "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
+            "gpu": torch.cuda.get_device_name() if has_gpu else None,
+            "allocator": allocator(),
         },
         "versions": {
             "python": platform.python_version(),
@@ -30,7 +36,29 @@ def describe(device: torch.device) -> dict[str, object]:
             **{name: _version(name) for name in PACKAGES},
         },
         "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
+
+
+def allocator() -> str:
+    """Name the allocator's setting: W (warm) keeps freed memory, D is the C library's default."""
+    malloc = {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}
+    if malloc == WARM:
+        return "W"
+    return " ".join(f"{k}={v}" for k, v in sorted(malloc.items())) or "D"
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that new tensors may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+    available = 1024 * int(lines["MemAvailable"].split()[0])
+    limits = [Path(path).read_text().strip() for path in CGROUP_LIMITS if Path(path).exists()]
+    return min([available, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _cpu_model() -> str:

@@ -2,17 +2,19 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-
-Call = Callable[[], object]
 
 WARM_UP_ROUNDS = 3
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 SHORTEST_SAMPLE = 2e-3  # seconds; shorter calls are repeated within a sample
 FLUSH_BYTES = 256 * 2**20  # larger than any L2 cache
+
+Call = Callable[[], object]
+Sample = tuple[float, float | None]  # milliseconds a call: wall, process CPU (None on a GPU)
+Sampler = Callable[[str], Sample]
 
 
 @dataclass(frozen=True)
@@ -23,39 +25,72 @@ class Timing:
     spread: float  # (third - first quartile) / median
     cpu_ms: float | None  # median process CPU time, all threads; None on a GPU
     rounds: int
-    ratio: float  # median over the rounds of baseline / this one
+    # to each contender: median over the rounds of its time / this one's
+    ratios: dict[str, float]  # of wall clock
+    cpu_ratios: dict[str, float]  # of process CPU time; empty on a GPU
 
 
 def compare(
-    calls: dict[str, Call], device: torch.device, baseline: str, seconds: float
+    names: Iterable[str], sample: Sampler, seconds: float, against: Iterable[str] = ()
 ) -> dict[str, Timing]:
-    """Time the calls in turn, round after round, so that the machine's moods hit all alike.
+    """Time the contenders in turn, round after round, so that the machine's moods hit all alike.
 
-    On a CPU: wall clock and the process's CPU time. On a GPU: CUDA events around one call, with the
-    L2 cache flushed and the queue empty before it, so the host's launch time counts as it does for
-    a user.
+    Args:
+        names: of the contenders.
+        sample: times one of them once.
+        seconds: how long to go on; at least MIN_ROUNDS rounds are made.
+        against: the contenders that ratios are wanted to.
     """
-    sample = _gpu_sampler(device) if device.type == "cuda" else _cpu_sampler(calls)
+    names, against = list(names), list(against)
+    end = time.perf_counter() + seconds
     for _ in range(WARM_UP_ROUNDS):
-        for name, call in calls.items():
-            sample(name, call)
-    rounds: list[dict[str, tuple[float, float | None]]] = []
+        for name in names:
+            sample(name)
+        if time.perf_counter() > end:  # long calls are warm after one
+            break
+    rounds: list[dict[str, Sample]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
-        names = list(calls) if len(rounds) % 2 == 0 else list(calls)[::-1]
-        rounds.append({name: sample(name, calls[name]) for name in names})
-    return {name: _summary(rounds, name, baseline) for name in calls}
+        order = names if len(rounds) % 2 == 0 else names[::-1]
+        rounds.append({name: sample(name) for name in order})
+    return {name: summary(rounds, name, against) for name in names}
 
 
-def _cpu_sampler(calls: dict[str, Call]) -> Callable[[str, Call], tuple[float, float | None]]:
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(SHORTEST_SAMPLE / (time.perf_counter() - start)))
+def summary(rounds: list[dict[str, Sample]], name: str, against: list[str]) -> Timing:
+    """Return one contender's statistics over the rounds."""
 
-    def sample(name: str, call: Call) -> tuple[float, float]:
+    def times(contender: str, clock: int) -> list[float]:
+        return [time for taken in rounds if (time := taken[contender][clock]) is not None]
+
+    def ratios(clock: int) -> dict[str, float]:
+        own = times(name, clock)
+        return {
+            other: statistics.median(x / y for x, y in zip(times(other, clock), own, strict=True))
+            for other in (against if own else ())
+        }
+
+    wall, cpu = 0, 1
+    low, median, high = statistics.quantiles(times(name, wall), n=4, method="inclusive")
+    return Timing(
+        wall_ms=median,
+        spread=(high - low) / median,
+        cpu_ms=statistics.median(times(name, cpu)) if times(name, cpu) else None,
+        rounds=len(rounds),
+        ratios=ratios(wall),
+        cpu_ratios=ratios(cpu),
+    )
+
+
+def cpu_sampler(calls: Mapping[str, Call]) -> Sampler:
+    """Wall clock and process CPU time of as many calls as make a sample long enough."""
+    repeats: dict[str, int] = {}
+
+    def sample(name: str) -> Sample:
+        call = calls[name]
+        if name not in repeats:
+            call()
+            repeats[name] = 1
+            repeats[name] = max(1, round(1e3 * SHORTEST_SAMPLE / sample(name)[0]))
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(repeats[name]):
             call()
@@ -65,13 +100,29 @@ def _cpu_sampler(calls: dict[str, Call]) -> Callable[[str, Call], tuple[float, f
     return sample
 
 
-def _gpu_sampler(device: torch.device) -> Callable[[str, Call], tuple[float, float | None]]:
+def gpu_sampler(
+    calls: Mapping[str, list[Call]], device: torch.device, launch_counts: bool
+) -> Sampler:
+    """CUDA events around one call, the L2 cache flushed before it.
+
+    Args:
+        calls: of each contender one call a copy of the inputs; they are taken in turn.
+        device: the GPU.
+        launch_counts: let the queue run empty before the call, so that the host's launch time
+            counts as it does for a user; else the flush hides it, and the GPU's time is left.
+    """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    turns = dict.fromkeys(calls, 0)
 
-    def sample(name: str, call: Call) -> tuple[float, None]:
-        flush.zero_()
+    def sample(name: str) -> Sample:
+        copies = calls[name]
+        call = copies[turns[name] % len(copies)]
+        turns[name] += 1
         torch.cuda.synchronize(device)
+        flush.zero_()
+        if launch_counts:
+            torch.cuda.synchronize(device)
         start.record()
         call()
         end.record()
@@ -81,16 +132,20 @@ def _gpu_sampler(device: torch.device) -> Callable[[str, Call], tuple[float, flo
     return sample
 
 
-def _summary(
-    rounds: list[dict[str, tuple[float, float | None]]], name: str, baseline: str
-) -> Timing:
-    walls = [taken[name][0] for taken in rounds]
-    cpus = [cpu for taken in rounds if (cpu := taken[name][1]) is not None]
-    low, median, high = statistics.quantiles(walls, n=4, method="inclusive")
-    return Timing(
-        wall_ms=median,
-        spread=(high - low) / median,
-        cpu_ms=statistics.median(cpus) if cpus else None,
-        rounds=len(rounds),
-        ratio=statistics.median(taken[baseline][0] / taken[name][0] for taken in rounds),
-    )
+def capture(call: Call, device: torch.device) -> Call:
+    """Return the replay of a CUDA graph of the call."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_ROUNDS):  # what allocates or tunes at the first call has done so
+            call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+
+    def replay() -> object:
+        graph.replay()
+        return outputs
+
+    return replay

@@ -1,28 +1,24 @@
-"""The command: check each case, time it, print one table, write one JSON file."""
+"""The command: check each case, time it, print one table, write one JSON file and one page."""
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import swav_kernels as sk
-from benchmarks import machine, measure
-from benchmarks.cases import SHAPES, Case, cases
+from benchmarks import cases, machine, one_case, table
+from benchmarks.baselines import BASELINES, OFFICIAL
+from benchmarks.limits import Limits
 from swav_kernels.dispatch import BACKENDS, why_not
 
-BASELINE = "official"
-HEADER = (
-    f"{'op':<22}{'shape':<14}{'backend':<11}{'ms':>10}{'spread':>8}{'cpu ms':>10}{'GB/s':>8}"
-    f"{'GFLOP/s':>9}{'x official':>12}"
-)
+INTERRUPTED = 130  # the exit status of a command that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suite; 0 if every case that ran was correct."""
+    """Run the suite; 0 if all of ours that ran was correct."""
     options = _parser().parse_args(arguments)
     # a checkout without the compiled module would quietly measure something else
     if (reason := why_not("cpu")) is not None:
@@ -31,103 +27,103 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Install the checkout with: pip install -e ."
         )
         return 2
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("benchmarks: --device cuda was asked for, but torch sees no CUDA device")
+    devices = _devices(options.device)
+    if not devices:
+        print("benchmarks: no device is left to measure on")
         return 2
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    result = {**machine.describe(device), "device": device.type, "results": []}
+    result = machine.describe(devices)
     print(json.dumps({**result["machine"], **result["versions"], "commit": result["commit"]}))
-    print(f"seconds a case: {options.seconds}; x official: median of {BASELINE} / this, per round")
-    print(HEADER, flush=True)
-    wrong = 0
-    for case in cases(options.op, options.quick):
-        backends = options.backend or [
-            name for name in BACKENDS if why_cannot_time(case.op, name, device) is None
-        ]
-        rows = run_case(case, device, backends, options.seconds)
-        result["results"] += rows
-        wrong += sum(row.get("correct") is False for row in rows)
-        if options.json is not None:  # after every case: an interrupted run keeps what it has
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if wrong else 0
+    print(table.LEGEND, flush=True)
+    status = _run_all(options, devices, result)
+    if options.markdown is not None:
+        from benchmarks import page  # matplotlib
+
+        print(f"written: {page.write(result, options.markdown)}")
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--op", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--op", nargs="+", choices=cases.SHAPES, default=list(cases.SHAPES))
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, help="default: all that can run")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="the first shape of each op")
+    parser.add_argument("--device", nargs="+", choices=("cpu", "cuda"), default=["cpu"])
+    parser.add_argument(
+        "--shapes", nargs="+", choices=cases.GROUPS, default=list(cases.GROUPS),
+        help="groups of shapes (default: all); small ones show what the host costs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--baselines", nargs="*", choices=BASELINES, metavar="NAME",
+        help=f"of {', '.join(BASELINES)} (default: all that are installed)",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one shape an op, one baseline")
+    parser.add_argument("--sweep", action="store_true", help="prototypes from 1,024 to 262,144")
     parser.add_argument("--seconds", type=float, default=2.0, help="timing budget of a case")
     parser.add_argument("--threads", type=int, help="torch.set_num_threads")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--no-memory", action="store_true", help="measure no peak memory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="DIR", help="write a page with plots there"
+    )
     return parser
 
 
-def run_case(
-    case: Case, device: torch.device, backends: Sequence[str], seconds: float
-) -> list[dict[str, object]]:
-    """Check every backend against the baseline in float64, time the correct ones, print rows."""
-    inputs = tuple(_moved(tensor, device) for tensor in case.inputs)
-    expected = case.official(*(_moved(tensor, device, torch.float64) for tensor in case.inputs))
-    rows: list[dict[str, object]] = []
-    calls: dict[str, measure.Call] = {BASELINE: lambda: case.official(*inputs)}
-    for backend in backends:
-        row: dict[str, object] = {"op": case.op, "shape": case.shape, "backend": backend}
-        if (reason := why_cannot_time(case.op, backend, device)) is not None:
-            print(f"{case.op:<22}{case.shape:<14}{backend:<11}not run: {reason}")
-            rows.append({**row, "not_run": reason})
-            continue
-        outputs = case.run(*inputs, backend=backend)
-        share = worst_error(case, outputs, expected)
-        row |= {"correct": share <= 1, "error_over_bound": share}
-        rows.append(row)
-        if share <= 1:
-            calls[backend] = lambda backend=backend: case.run(*inputs, backend=backend)
+def _devices(names: Sequence[str]) -> list[torch.device]:
+    if "cuda" in names and not torch.cuda.is_available():
+        print("benchmarks: --device cuda was asked for, but torch sees no CUDA device")
+        names = [name for name in names if name != "cuda"]
+    return [torch.device(name) for name in names]
+
+
+def _run_all(
+    options: argparse.Namespace, devices: list[torch.device], result: dict[str, Any]
+) -> int:
+    """Fill `result`, printing and writing after every case; return the exit status."""
+    rows: list[one_case.Row] = []
+    limits = {device: Limits(device) for device in devices}
+    result |= {"seconds": options.seconds, "limits": {}, "results": rows}
+    result["interrupted"] = True  # until the end is reached, whatever may come
+    groups = ["sweep"] if options.sweep else options.shapes
+    try:
+        for device in devices:
+            setting = one_case.Setting(
+                device, options.backend or [], _baselines(options, device), options.seconds,
+                not (options.no_memory or options.quick),
+            )  # fmt: skip
+            for op, shape in cases.select(options.op, groups, options.quick):
+                if shape.gpu_only and device.type == "cpu":
+                    continue
+                added = one_case.run(op, shape, setting, limits[device])
+                rows += added
+                print("\n".join([table.heading(added[0]), *map(table.line, added)]), flush=True)
+                result["limits"][device.type] = limits[device].as_json()
+                _write(options.json, result)  # an interrupted run keeps what it has
+    except KeyboardInterrupt:
+        _write(options.json, result)
+        where = "" if options.json is None else f" in {options.json}"
+        print(f"\ninterrupted: {len(rows)} results are kept{where}")
+        return INTERRUPTED
+    result["interrupted"] = False
+    _write(options.json, result)
+    return 1 if any(row["is_ours"] and row.get("correct") is False for row in rows) else 0
+
+
+def _baselines(options: argparse.Namespace, device: torch.device) -> list[str]:
+    """Return the baselines that can run; say of the others why they cannot."""
+    if options.quick and options.baselines is None:
+        return [OFFICIAL]
+    chosen = []
+    for name in BASELINES if options.baselines is None else options.baselines:
+        reason = BASELINES[name].why_not(device)
+        if reason is None:
+            chosen.append(name)
         else:
-            print(
-                f"{case.op:<22}{case.shape:<14}{backend:<11}WRONG: {share:.3g} times the error "
-                "bound, so it is not timed"
-            )
-    timings = measure.compare(calls, device, BASELINE, seconds)
-    rows.insert(0, {"op": case.op, "shape": case.shape, "backend": BASELINE})
-    for row in rows:
-        if (timing := timings.get(str(row["backend"]))) is not None:
-            row |= dataclasses.asdict(timing)
-            row |= {"bytes": case.num_bytes, "flops": case.flops}
-            print(_line(case, str(row["backend"]), timing), flush=True)
-    return rows
+            print(f"baseline {name} is left out: {reason}")
+    return chosen
 
 
-def why_cannot_time(op: str, backend: str, device: torch.device) -> str | None:
-    """Return why a backend's time would be missing or mean nothing here, or None."""
-    if backend == "triton" and device.type == "cpu":
-        return "it needs a GPU: interpreted kernels tell nothing about speed"
-    return why_not(backend, op, device, torch.float32)
-
-
-def worst_error(case: Case, outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """Return the largest error over its bound among the outputs; NaN counts as infinite."""
-    shares = [
-        (got.double() - want).abs().max().nan_to_num(nan=torch.inf).item() / bound(want)
-        for got, want, bound in zip(outputs, expected, case.bounds, strict=True)
-    ]
-    return max(shares)
-
-
-def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    return tensor.detach().to(device, dtype).requires_grad_(tensor.requires_grad)
-
-
-def _line(case: Case, backend: str, timing: measure.Timing) -> str:
-    seconds = timing.wall_ms / 1e3
-    cpu = "-" if timing.cpu_ms is None else f"{timing.cpu_ms:.3f}"
-    # the counts are of the least work, so for the baseline they are an effective rate
-    return (
-        f"{case.op:<22}{case.shape:<14}{backend:<11}{timing.wall_ms:>10.3f}{timing.spread:>8.1%}"
-        f"{cpu:>10}{case.num_bytes / seconds / 1e9:>8.2f}{case.flops / seconds / 1e9:>9.1f}"
-        f"{timing.ratio:>12.2f}"
-    )
+def _write(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,34 +1,55 @@
-"""The same cases under pytest-benchmark: `pytest benchmarks`."""
+"""The same cases under pytest-benchmark: `pytest benchmarks/test_benchmarks.py -k 256x3000`.
+
+Without the interleaving of `python -m benchmarks`: for one's own changes, not for ratios.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-import swav_kernels as sk
-from benchmarks.cases import SHAPES, Case, cases
-from benchmarks.run import why_cannot_time, worst_error
+from benchmarks import cases, contenders
+from benchmarks.case import Case, Outputs, Shape
 
-CPU = torch.device("cpu")
-BACKENDS = [
-    name for name in sk.available_backends() if why_cannot_time("sinkhorn", name, CPU) is None
-]
+BASELINES = ("official", "plain")
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
-@pytest.fixture(params=SHAPES)
-def case(request: pytest.FixtureRequest) -> Case:
-    return next(cases([request.param], quick=True))
+def _entries() -> Iterator[Any]:
+    for device in DEVICES:
+        for op, shape in cases.select(list(cases.SHAPES), ("small", "paper"), quick=False):
+            like = cases.make(op, shape.tiny(), torch.device(device))  # has the same contenders
+            backends = contenders.default_backends(op, torch.device(device))
+            for contender in (
+                *contenders.theirs(like, BASELINES), *contenders.ours(like, backends)
+            ):  # fmt: skip
+                name = f"{op} {shape.name} {contender.name} {contender.variant} {device}"
+                yield pytest.param(
+                    device, op, shape, contender.name, contender.variant, id=name.replace(" ", "-")
+                )
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "official"])
-def test_speed(benchmark, case: Case, backend: str) -> None:
-    def call() -> tuple[torch.Tensor, ...]:
-        if backend == "official":
-            return case.official(*case.inputs)
-        return case.run(*case.inputs, backend=backend)
+@functools.lru_cache(maxsize=1)
+def _case(op: str, shape: Shape, device: str) -> Case:
+    return cases.make(op, shape, torch.device(device))
 
-    expected = case.official(
-        *(x.detach().double().requires_grad_(x.requires_grad) for x in case.inputs)
-    )
-    if backend != "official":
-        assert worst_error(case, call(), expected) <= 1
-    benchmark.group = f"{case.op} {case.shape}"
-    benchmark(call)
+
+@pytest.mark.parametrize(("device", "op", "shape", "name", "variant"), _entries())
+def test_speed(benchmark: Any, device: str, op: str, shape: Shape, name: str, variant: str) -> None:
+    """Time one contender after its outputs were right."""
+    case = _case(op, shape, device)
+    contender = contenders.find(case, name, variant)
+    call = contenders.ready(contender, case.inputs)
+    inputs = {key: x.to(contender.dtype) for key, x in case.inputs.items()}
+    assert case.oracle(inputs).share(call(), contender.bounds) <= 1
+
+    def run() -> Outputs:
+        outputs = call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return outputs
+
+    benchmark.group = f"{op} {shape.name}"
+    benchmark(run)

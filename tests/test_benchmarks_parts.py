@@ -1,0 +1,123 @@
+"""The suite's whole-step and multi-crop programs, and its timing on a GPU played on a CPU."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from swav_trainer.config import load_preset
+
+from benchmarks import cases, contenders, measure, multicrop, one_case, step
+from benchmarks.case import Shape
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def _small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(
+        load_preset("mnist5k"), batch_size=8, num_prototypes=10, width=4, local_crops=1
+    )
+    monkeypatch.setattr(step, "recipe", lambda device: small)
+    monkeypatch.setattr(step, "NUM_IMAGES", 16)
+
+
+@pytest.mark.usefixtures("_small_recipe")
+def test_a_step_in_parts_has_the_gradient_of_the_whole() -> None:
+    config = step.recipe(CPU)
+    torch.manual_seed(0)
+    model = step.Model(config, 1).train()
+    crops = next(step.batches(config, CPU))
+    loss = step.losses(config, CPU)["ours"]
+    features = model(crops).view(-1, config.batch_size, config.feature_dim)
+    loss(features, model.prototypes.weight).backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    found = {}
+
+    class Update:
+        def step(self) -> None:
+            found.update({name: p.grad.clone() for name, p in model.named_parameters()})
+
+        def zero_grad(self, set_to_none: bool) -> None:
+            model.zero_grad(set_to_none=set_to_none)
+
+    parts = step.Step(model, Update(), iter([crops]), config, CPU)(loss)
+    assert list(parts) == list(step.PARTS)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_small_recipe")
+def test_the_step_program_prints_every_loss(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert step.main(["--seconds", "0", "--json", str(tmp_path / "step.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("small, batch 8, 2 x 20 + 1 x 12, 10 prototypes")
+    assert [line[:20].strip() for line in lines[2:]] == ["official", "ours", "ours, bfloat16"]
+    assert '"parts_ms"' in (tmp_path / "step.json").read_text()
+
+
+def test_both_crop_pipelines_give_the_same_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multicrop, "NUM_IMAGES", 2)
+    plain = dataclasses.replace(
+        multicrop.recipe(), jitter=0.0, grey=0.0, blur=0.0, global_area=(0.9, 0.9),
+        local_area=(0.9, 0.9),
+    )  # fmt: skip
+    monkeypatch.setattr(multicrop, "recipe", lambda: plain)
+    path = tmp_path / "image.jpg"
+    multicrop.write_jpeg(path)
+    (ours,) = multicrop.trainer_pipeline(path)()
+    theirs = multicrop.pillow_pipeline(path)()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.shape == other.shape
+        assert mine.dtype == other.dtype == torch.float32
+        assert 0 <= other.min() < other.max() <= 1
+        assert abs(mine.mean() - other.mean()) < 0.05  # most of the same picture
+    assert [tuple(x.shape) for x in ours] == [(4, 3, 224, 224), (12, 3, 96, 96)]
+
+
+class Event:
+    """torch.cuda.Event on a CPU."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.at - self.at)
+
+
+def test_a_gpu_gets_copies_in_turn_and_graphs_beside_eager_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(measure, "FLUSH_BYTES", 2**20)
+    captured = []
+
+    def capture(call: measure.Call, device: torch.device) -> measure.Call:
+        captured.append(call)
+        if len(captured) > 5:
+            raise RuntimeError("not permitted when stream is capturing\nmore")
+        return call
+
+    monkeypatch.setattr(measure, "capture", capture)
+    case = cases.make("sinkhorn", Shape((32, 60), "small"), CPU)
+    setting = one_case.Setting(CPU, ["cpu"], ["official"], 0.0, memory=False)
+    timed = {}
+    for contender in (*contenders.theirs(case, ["official"]), *contenders.ours(case, ["cpu"])):
+        call = contenders.ready(contender, case.inputs)
+        timed[contender.label] = one_case._Timed(contender, call, {})
+    one_case._time_on_gpu(case, timed, setting)
+    rows = [one.row for one in timed.values()]
+    assert all(row["wall_ms"] > 0 and row["ratios"]["official/"] > 0 for row in rows)
+    assert all(row["cpu_ms"] is None for row in rows)
+    assert rows[0]["graph_wall_ms"] > 0
+    # four copies of the first contender, and the second's second copy could not be captured
+    assert rows[1]["graph_not_run"] == "not permitted when stream is capturing"
+    assert "graph_wall_ms" not in rows[1]
