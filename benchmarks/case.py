@@ -1,7 +1,7 @@
 """The words of the suite: a shape, the work it needs, a bound on errors, a contender, a case."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -130,7 +130,7 @@ class Contender:
     matrix_dtype: torch.dtype = torch.float32
     extra_bytes: int = 0
     is_ours: bool = True
-    can_be_captured: bool = field(default=True, kw_only=True)  # in a CUDA graph
+    can_be_captured: bool = True  # in a CUDA graph
 
     @property
     def label(self) -> str:

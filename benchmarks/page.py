@@ -1,8 +1,8 @@
 """A result as a Markdown page with its pictures; `python -m benchmarks.page FILE DIR`."""
 
+import argparse
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,5 +64,8 @@ def _cells(row: dict[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    file, folder = sys.argv[1:]
-    print(write(json.loads(Path(file).read_text()), Path(folder)))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser.add_argument("file", type=Path, help="that --json wrote")
+    parser.add_argument("folder", type=Path, help="to write into")
+    options = parser.parse_args()
+    print(write(json.loads(options.file.read_text()), options.folder))

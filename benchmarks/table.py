@@ -3,7 +3,7 @@
 from typing import Any
 
 RATIO_COLUMNS = ("official", "compile", "plain")
-WIDTH = 120
+WIDTH, NAME_WIDTH = 120, 26
 LEGEND = """\
 ms: median wall clock a call; spread: distance of the quartiles / median
 x NAME: time of NAME / this one's, median of the ratios within a round; the second x official is
@@ -11,9 +11,6 @@ x NAME: time of NAME / this one's, median of the ratios within a round; the seco
 limit: share that the least work reaches of the tightest limit measured in this run
 MB: peak memory above the inputs, outputs included
 A figure is shown only after the result was right."""
-
-
-NAME_WIDTH = 26
 
 
 def heading(row: dict[str, Any]) -> str:
@@ -48,7 +45,7 @@ def second_clock(row: dict[str, Any]) -> tuple[float | None, dict[str, float]]:
 
 
 def milliseconds(value: float | None) -> str:
-    """Four digits, three for what takes seconds; microseconds stay legible."""
+    """Three or four decimals below 100 ms, so that microseconds stay legible; else one."""
     if value is None:
         return "-"
     return f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 100 else f"{value:.1f}"

@@ -32,7 +32,7 @@ SHARED_BYTES = {
     "sm_100": 227 * 1024,
     "gfx942": 64 * 1024,
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -128,8 +128,8 @@ def compile_launch(launch: Launch, target: str) -> Resources:
         def number(key: str) -> int:
             return int(re.search(rf"\.{key}:\s+(\d+)", assembly).group(1))
 
-        spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
-        spilled += number("private_segment_fixed_size")
+        # scalar registers spill to lanes of vector registers, not to memory
+        spilled = 4 * number("vgpr_spill_count") + number("private_segment_fixed_size")
         return Resources(number("vgpr_count"), spilled, compiled.metadata.shared, assembly)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -26,7 +26,7 @@ MARKERS = (
     "heavy: large shapes, too slow for interpreted Triton",
     "interpreted: tests interpreted Triton itself: runs under TRITON_INTERPRET=1 only",
     "float64: needs a backend that takes float64",
-    "gpu: runs on a GPU (set by conftest.py)",
+    "gpu: runs on a GPU only (set by conftest.py for the backends that do)",
     "needs(command): runs where that command is installed, and always under SWAV_TESTS_NEED_ALL=1",
 )
 
@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     torch.set_num_threads(1)
     if INTERPRETED:
+        # columns of NaN are tested on purpose
+        config.addinivalue_line("filterwarnings", "ignore:All-NaN slice:RuntimeWarning")
         importlib.import_module("interpreter").install()
 
 
@@ -78,6 +80,8 @@ def _is_meant_to_run(item: pytest.Item) -> bool:
     if needs and shutil.which(needs.args[0]) is None and "SWAV_TESTS_NEED_ALL" not in os.environ:
         return False
     if backend == "triton" and item.get_closest_marker("float64"):
+        return False
+    if item.get_closest_marker("gpu") and (INTERPRETED or not torch.cuda.is_available()):
         return False
     if item.get_closest_marker("interpreted"):
         return INTERPRETED

@@ -127,6 +127,6 @@ def crop_loss(
         PRECISION=precision,
         BLOCK_N=tiles.block_n,
         BLOCK_D=tiles.block_d,
-        num_warps=tiles.num_warps,
+        **tiles.options,
     )
     return sum_partials(losses, weight), d_features

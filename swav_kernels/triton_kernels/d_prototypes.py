@@ -166,8 +166,7 @@ def d_prototypes(
         BLOCK_K=tiles.block_k,
         BLOCK_D=tiles.block_d,
         STEP_D=tiles.step_d,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **tiles.options,
     )
     weight = 1 / (len(assign) * (num_crops - 1) * num_samples)
     return sum_partials(out, weight / temperature)

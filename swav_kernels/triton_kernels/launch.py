@@ -3,10 +3,15 @@
 import functools
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
 
 import torch
 import triton
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 LOG2E = 1.4426950408889634
 SMALLEST_SCALE = 2.0**-126  # a smaller one would be flushed to 0, and 0 * inf is NaN
@@ -25,6 +30,33 @@ class Tiles:
     num_warps: int = 4
     num_stages: int = 2
     fill: int = FILL
+    max_registers: int | None = None  # of a thread; None leaves it to the compiler
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Options of the launch."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.max_registers is None else {**options, "maxnreg": self.max_registers}
+
+    def on(self, target: str) -> "Tiles":
+        """Return these for a target: NVIDIA's compiler spills for occupancy unless told not to."""
+        if not target.startswith("sm_"):
+            return self
+        return replace(self, max_registers=min(255, 65536 // (32 * self.num_warps)))
+
+
+def on_its_device(launcher: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Launch on the device of the first argument, a tensor: Triton takes the current one."""
+
+    @functools.wraps(launcher)
+    def launch(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        device = args[0].device  # type: ignore[attr-defined]
+        if device.type == "cpu":
+            return launcher(*args, **kwargs)
+        with torch.get_device_module(device).device(device):
+            return launcher(*args, **kwargs)
+
+    return launch
 
 
 @functools.cache
@@ -82,7 +114,8 @@ def split(
 
 
 def dot_precision(precision: str) -> str:
-    """Name how products run: TF32 only if the user allowed it."""
+    """Name how products run: TF32 only if the user allowed it to torch.matmul."""
     if precision == "bfloat16":
         return precision
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # not allow_tf32: reading it raises once this newer setting was made
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -5,14 +5,19 @@ d_prototypes [K, D] = d_scores^T features. Half operands are multiplied as they 
 float32; sums over many samples are split among programs.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from swav_kernels.triton_kernels.launch import Tiles, dot_precision, power_of_two, split, target_of
+from swav_kernels.triton_kernels.launch import (
+    Tiles,
+    dot_precision,
+    on_its_device,
+    power_of_two,
+    split,
+    target_of,
+)
 from swav_kernels.triton_kernels.reduce import product, sum_partials
 
 
@@ -52,15 +57,17 @@ def tiles(num_rows: int, num_columns: int, dtype: torch.dtype, target: str) -> T
             power_of_two(num_rows, 16, 1024), power_of_two(num_columns, 16, 1024), 512, fill=1
         )
     if dtype == torch.float32:  # no tensor cores: registers bound the tile
-        return Tiles(64, 64, 16)
-    return Tiles(64, 128, 64, num_stages=3)
+        return Tiles(64, 64, 16).on(target)
+    return Tiles(64, 128, 64, num_stages=3).on(target)
 
 
+@on_its_device
 def scores(features: Tensor, prototypes: Tensor) -> Tensor:
     """Return features [N, D] @ prototypes [K, D].T, in their dtype."""
     return _multiply(features, prototypes.t(), features.dtype)
 
 
+@on_its_device
 def gradients(
     d_scores: Tensor,
     features: Tensor,
@@ -86,14 +93,6 @@ def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:  # partial sums are float32, and so must the result be
         num_splits, blocks_each = split(blocks_each, grid[0] * grid[1], block.fill)
     out = torch.empty(num_splits, num_rows, num_columns, dtype=dtype, device=a.device)
-    arguments: dict[str, Any] = {
-        "PRECISION": dot_precision("float32"),
-        "BLOCK_M": block.block_n,
-        "BLOCK_N": block.block_k,
-        "BLOCK_DEPTH": block.block_d,
-        "num_warps": block.num_warps,
-        "num_stages": block.num_stages,
-    }
     _product_kernel[(*grid, num_splits)](
         a_ptr=a,
         b_ptr=b,
@@ -106,6 +105,10 @@ def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
         a_depth_stride=a.stride(1),
         b_depth_stride=b.stride(0),
         b_column_stride=b.stride(1),
-        **arguments,
+        PRECISION=dot_precision("float32"),
+        BLOCK_M=block.block_n,
+        BLOCK_N=block.block_k,
+        BLOCK_DEPTH=block.block_d,
+        **block.options,
     )
     return out[0] if num_splits == 1 else sum_partials(out)

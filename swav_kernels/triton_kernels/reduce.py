@@ -130,7 +130,7 @@ def _sum_partials_kernel(
 
 
 # a partial sum's tile: many columns of few partials, or the other way round for a scalar
-BLOCK_PARTIALS, BLOCK_COLUMNS = 16, 256
+BLOCK_PARTIALS, BLOCK_COLUMNS = 8, 256
 BLOCK_SCALAR_PARTIALS = 1024
 
 

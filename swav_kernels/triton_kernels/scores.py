@@ -52,8 +52,7 @@ class Scores:
             "BLOCK_N": tiles.block_n,
             "BLOCK_K": tiles.block_k,
             "STEP_D": tiles.step_d,
-            "num_warps": tiles.num_warps,
-            "num_stages": tiles.num_stages,
+            **tiles.options,
         }
 
 

@@ -14,6 +14,7 @@ from swav_kernels.triton_kernels.launch import (
     Tiles,
     alignment,
     log2_scale,
+    on_its_device,
     power_of_two,
     split,
     target_of,
@@ -30,6 +31,7 @@ from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores, score_tile
 
 LONGEST_ROW = 16384  # prototypes of one row in one program's registers
+STREAMED_ROW = 4096  # prototypes at a time of a longer row
 
 
 @triton.jit
@@ -132,20 +134,22 @@ def column_tiles(num_prototypes: int, target: str) -> Tiles:
     """Blocks for sums over samples: narrow enough for many programs, whole cache lines."""
     if target == "interpreter":
         return Tiles(128, power_of_two(num_prototypes, 16, 4096), fill=1)
-    return Tiles(32, power_of_two(num_prototypes, 16, 128))
+    return Tiles(32, power_of_two(num_prototypes, 16, 128)).on(target)
 
 
 def row_tiles(num_prototypes: int, target: str) -> Tiles:
     """Blocks for whole rows, at most LONGEST_ROW long; longer rows are streamed."""
     if target == "interpreter":
         return Tiles(64, power_of_two(num_prototypes, 16, LONGEST_ROW), fill=1)
+    if num_prototypes > LONGEST_ROW:
+        return Tiles(2, STREAMED_ROW, num_warps=8).on(target)
     block_k = power_of_two(num_prototypes, 128, LONGEST_ROW)
     # 8192 scores a program: 32 registers a thread
-    return Tiles(
-        power_of_two(8192 // block_k, 1, 32), block_k, num_warps=8 if block_k <= 8192 else 16
-    )
+    block_n = power_of_two(8192 // block_k, 1, 32)
+    return Tiles(block_n, block_k, num_warps=8 if block_k <= 8192 else 16).on(target)
 
 
+@on_its_device
 def potentials(
     scores: Tensor,
     sample_weights: Tensor | None,
@@ -164,6 +168,7 @@ def potentials(
     )
 
 
+@on_its_device
 def column_stats(
     scores: Tensor, sample_weights: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
@@ -173,6 +178,7 @@ def column_stats(
     return steps.combine_stats(*_partial_stats(scores, sample_weights, epsilon))
 
 
+@on_its_device
 def column_sums(scores: Tensor, f: Tensor, sample_weights: Tensor | None, epsilon: float) -> Tensor:
     """Return sum_b w_b softmax_k(s_b / epsilon + f) [A, K]."""
     if scores.numel() == 0:
@@ -180,6 +186,7 @@ def column_sums(scores: Tensor, f: Tensor, sample_weights: Tensor | None, epsilo
     return sum_partials(_partial_sums(scores, f, sample_weights, epsilon))
 
 
+@on_its_device
 def codes(
     scores: Tensor, f: Tensor, epsilon: float, hard: bool, normalized: bool, out: Tensor
 ) -> None:
@@ -201,7 +208,7 @@ def codes(
         ALIGN=alignment(num_prototypes),
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
-        num_warps=tiles.num_warps,
+        **tiles.options,
     )
 
 
@@ -246,6 +253,6 @@ def _partial_sums(
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
         STAGES=tiles.num_stages,
-        num_warps=tiles.num_warps,
+        **tiles.options,
     )
     return sums

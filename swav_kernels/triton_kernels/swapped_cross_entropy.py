@@ -14,11 +14,15 @@ from swav_kernels.triton_kernels.launch import (
     Tiles,
     alignment,
     log2_scale,
+    on_its_device,
     power_of_two,
     target_of,
 )
 from swav_kernels.triton_kernels.reduce import LN2, aligned, online_sum, sum_partials
 from swav_kernels.triton_kernels.scores import score_tile
+
+LONGEST_ROW = 8192  # prototypes of one row in one program's registers
+STREAMED_ROW = 2048  # prototypes at a time of a longer row
 
 
 @triton.jit
@@ -92,13 +96,16 @@ def _codes_of_others(
 
 
 def tiles(num_prototypes: int, target: str) -> Tiles:
-    """Blocks of whole rows up to 8192 scores; longer rows are streamed."""
+    """Blocks of whole rows, at most LONGEST_ROW long; longer rows are streamed."""
     if target == "interpreter":
         return Tiles(64, power_of_two(num_prototypes, 16, 4096))
-    block_k = power_of_two(num_prototypes, 128, 8192)
-    return Tiles(power_of_two(8192 // block_k, 1, 32), block_k, num_warps=8)
+    if num_prototypes > LONGEST_ROW:
+        return Tiles(2, STREAMED_ROW, num_warps=8).on(target)
+    block_k = power_of_two(num_prototypes, 128, LONGEST_ROW)
+    return Tiles(power_of_two(8192 // block_k, 1, 32), block_k, num_warps=8).on(target)
 
 
+@on_its_device
 def loss_and_gradient(
     scores: Tensor,
     codes: Tensor,
@@ -131,6 +138,6 @@ def loss_and_gradient(
         ALIGN=alignment(num_prototypes),
         BLOCK_N=block.block_n,
         BLOCK_K=block.block_k,
-        num_warps=block.num_warps,
+        **block.options,
     )
     return sum_partials(losses, weight), d_scores

@@ -14,13 +14,14 @@ from swav_kernels.triton_kernels import potentials as steps
 from swav_kernels.triton_kernels.code_statistics import code_statistics
 from swav_kernels.triton_kernels.crop_loss import crop_loss
 from swav_kernels.triton_kernels.d_prototypes import d_prototypes
-from swav_kernels.triton_kernels.launch import target_of
+from swav_kernels.triton_kernels.launch import on_its_device, target_of
 from swav_kernels.triton_kernels.product_tiles import ProductTiles, tiles
 from swav_kernels.triton_kernels.reduce import sum_partials
 from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores
 
 
+@on_its_device
 def potentials(
     features: Tensor,
     prototypes: Tensor,
@@ -43,6 +44,7 @@ def potentials(
     )
 
 
+@on_its_device
 def column_stats(
     features: Tensor,
     prototypes: Tensor,
@@ -63,6 +65,7 @@ def column_stats(
     )
 
 
+@on_its_device
 def column_sums(
     features: Tensor,
     prototypes: Tensor,
@@ -79,6 +82,7 @@ def column_sums(
     return sum_partials(_partial_sums(scores, f, sample_weights, epsilon, block))
 
 
+@on_its_device
 def loss_and_gradients(
     features: Tensor,
     prototypes: Tensor,

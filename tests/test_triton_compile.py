@@ -2,12 +2,10 @@
 
 Needs no GPU and is never interpreted: the launchers run on CPU tensors, and what they would launch
 on the target is recorded and compiled (tests/compile_only.py).
-
-Some float32 kernels still spill, so `pytest` does not collect this file by itself yet: run it by
-name, `pytest tests/check_triton_compile.py`. It becomes test_triton_compile.py once it passes.
 """
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -21,16 +19,18 @@ from swav_kernels.triton_kernels import (
     swav_loss,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 ASSIGN = (0, 1)
 N, K = 512, 3000
 LONG_K = 20000  # prototypes of a row that does not fit in one block
-PRODUCTS = [  # dtype, D, precision
-    ("float32", 128, "float32"),
-    ("float32", 256, "float32"),
-    ("float32", 128, "bfloat16"),
-    ("float16", 128, "float32"),
-    ("bfloat16", 128, "float32"),
-    ("bfloat16", 256, "float32"),
+PRODUCTS = [  # dtype, D, precision, hard codes
+    ("float32", 128, "float32", False),
+    ("float32", 256, "float32", False),
+    ("float32", 128, "bfloat16", False),
+    ("float16", 128, "float32", False),
+    ("bfloat16", 128, "float32", False),
+    ("bfloat16", 128, "float32", True),
+    ("bfloat16", 256, "float32", False),
 ]
 
 
@@ -40,7 +40,7 @@ def empty(*shape: int, dtype: str = "float32") -> torch.Tensor:
 
 
 def call_on_scores(dtype: str) -> None:
-    """Every launcher that reads scores, in each of its forms."""
+    """Every launcher that reads or writes scores, in each of its forms."""
     for num_problems, num_prototypes in ((2, K), (2, LONG_K)):
         scores = empty(num_problems, N, num_prototypes, dtype=dtype)
         f = empty(num_problems, num_prototypes)
@@ -49,20 +49,19 @@ def call_on_scores(dtype: str) -> None:
             sinkhorn.codes(scores, f, 0.05, hard, normalized, empty(*scores.shape))
         swapped_cross_entropy.loss_and_gradient(scores, scores, ASSIGN, 0.1, True)
     sinkhorn.potentials(scores, None, None, 0.05, 1)
+    features, prototypes = empty(N, 128, dtype=dtype), empty(K, 128, dtype=dtype)
+    prototype_scores.scores(features, prototypes)
+    prototype_scores.gradients(empty(N, K, dtype=dtype), features, prototypes, True, True)
 
 
-def call_on_features(dtype: str, dim: int, precision: str) -> None:
-    """Every launcher that reads features and prototypes, with all that can be asked for."""
+def call_on_features(dtype: str, dim: int, precision: str, hard: bool) -> None:
+    """Every launcher of the streamed loss, with all that can be asked for."""
     features, prototypes = empty(4, N, dim, dtype=dtype), empty(K, dim, dtype=dtype)
-    if precision == "float32":
-        prototype_scores.scores(features[0], prototypes)
-        d_scores = empty(N, K, dtype=dtype)
-        prototype_scores.gradients(d_scores, features[0], prototypes, True, True)
-    swav_loss.potentials(features[:2], prototypes, None, None, 0.05, 2, precision)
-    for hard in (False, True):
-        swav_loss.loss_and_gradients(
-            features, prototypes, empty(2, K), ASSIGN, 0.1, 0.05, hard, precision, True, True, True
-        )
+    swav_loss.loss_and_gradients(
+        features, prototypes, empty(2, K), ASSIGN, 0.1, 0.05, hard, precision, True, True, True
+    )
+    if dim == 128 and not hard:
+        swav_loss.potentials(features[:2], prototypes, None, None, 0.05, 2, precision)
 
 
 CALLS = {
@@ -75,9 +74,11 @@ compiled = functools.cache(compile_launch)  # cases share kernels
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_without_spills(monkeypatch: pytest.MonkeyPatch, name: str, target: str) -> None:
+    launches = record_launches(monkeypatch, MODULES, target, CALLS[name])
+    with ThreadPoolExecutor(2) as pool:  # Triton's passes leave Python's lock to others
+        results = list(pool.map(lambda launch: compiled(launch, target), launches))
     complaints = []
-    for launch in record_launches(monkeypatch, MODULES, target, CALLS[name]):
-        result = compiled(launch, target)
+    for launch, result in zip(launches, results, strict=True):
         if result.spilled:
             complaints.append(f"{launch} spills {result.spilled} bytes")
         if result.shared > SHARED_BYTES[target]:
@@ -101,20 +102,26 @@ def test_tf32_is_taken_if_the_user_allows_it_and_seen(monkeypatch: pytest.Monkey
     def call() -> None:
         prototype_scores.scores(empty(N, 128), empty(K, 128))
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    (launch,) = record_launches(monkeypatch, MODULES, "sm_90", call)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        launch, *_ = record_launches(monkeypatch, MODULES, "sm_90", call)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
     assert "tf32" in compiled(launch, "sm_90").assembly
 
 
-def test_spills_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_spills_are_seen(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     import toy_kernels
 
-    def call() -> None:
-        matrices = {name: empty(128, 128, dtype="float16") for name in ("a_ptr", "b_ptr")}
-        toy_kernels.holds_too_much[(1,)](
-            **matrices, out_ptr=empty(128, 128), BLOCK=128, num_warps=1
-        )
+    def call(num_warps: int) -> None:
+        matrices = {name: empty(128, 128) for name in ("a_ptr", "b_ptr", "out_ptr")}
+        toy_kernels.holds_a_lot[(1,)](**matrices, num_warps=num_warps)
 
-    for target in TARGETS:
-        (launch,) = record_launches(monkeypatch, (), target, call)
-        assert compiled(launch, target).spilled > 0
+    spilled = []
+    for num_warps in (8, 1):
+        (launch,) = record_launches(monkeypatch, (), target, functools.partial(call, num_warps))
+        spilled.append(compiled(launch, target).spilled)
+    assert spilled[0] == 0
+    assert spilled[1] > 0
