@@ -55,14 +55,12 @@ inline void next_potentials(const T* sums, const T* log_r, int64_t n, T* f) {
   poison(any != 0, f, n);
 }
 
-// f [A, K] in natural logarithms after T iterations, from the sweeps of one kind of input:
+// f [K] in natural logarithms after T iterations, from the sweeps of one kind of input:
 // first_sweep(column_max, sums), in base 2, and later_sweep(f in base 2, sums)
 template <typename T, typename FirstSweep, typename LaterSweep>
 inline void iterate(const FirstSweep& first_sweep, const LaterSweep& later_sweep,
-                    const T* log_prototype_weights, int64_t num_problems, int64_t num_prototypes,
-                    int iterations, T* f) {
-  const int64_t size = num_problems * num_prototypes;
-  Scratch column_max(size * sizeof(T)), sums(size * sizeof(T));
+                    const T* log_prototype_weights, int64_t num_prototypes, int iterations, T* f) {
+  Scratch column_max(num_prototypes * sizeof(T)), sums(num_prototypes * sizeof(T));
   Scratch log_r(num_prototypes * sizeof(T));
   const T* r = nullptr;
   if (log_prototype_weights != nullptr) {
@@ -70,14 +68,12 @@ inline void iterate(const FirstSweep& first_sweep, const LaterSweep& later_sweep
     r = log_r.as<T>();
   }
   first_sweep(column_max.as<T>(), sums.as<T>());
-  for (int64_t a = 0, k = 0; a < num_problems; ++a, k += num_prototypes)
-    first_potentials(column_max.as<T>() + k, sums.as<T>() + k, r, num_prototypes, f + k);
+  first_potentials(column_max.as<T>(), sums.as<T>(), r, num_prototypes, f);
   for (int iteration = 1; iteration < iterations; ++iteration) {
     later_sweep(f, sums.as<T>());
-    for (int64_t a = 0, k = 0; a < num_problems; ++a, k += num_prototypes)
-      next_potentials(sums.as<T>() + k, r, num_prototypes, f + k);
+    next_potentials(sums.as<T>(), r, num_prototypes, f);
   }
-  scale_all(f, T(kLn2), size, f);
+  scale_all(f, T(kLn2), num_prototypes, f);
 }
 
 }  // namespace

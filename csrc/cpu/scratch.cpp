@@ -10,7 +10,7 @@ namespace swav::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kMostKept = size_t(64) << 20;  // bytes a thread keeps
+constexpr size_t kMostKept = size_t(24) << 20;  // bytes a thread keeps
 
 struct Block {
   void* data;
@@ -44,6 +44,16 @@ Scratch::Scratch(size_t bytes) {
     cache.bytes -= size_;
     blocks.erase(best);
     return;
+  }
+  // the largest one that was outgrown makes room
+  auto outgrown = blocks.end();
+  for (auto block = blocks.begin(); block != blocks.end(); ++block)
+    if (block->size < size_ && (outgrown == blocks.end() || block->size > outgrown->size))
+      outgrown = block;
+  if (outgrown != blocks.end()) {
+    std::free(outgrown->data);
+    cache.bytes -= outgrown->size;
+    blocks.erase(outgrown);
   }
   data_ = std::aligned_alloc(kAlignment, size_);
   if (data_ == nullptr) throw std::bad_alloc();

@@ -61,22 +61,23 @@ void codes(Scores scores, const T* f, T* codes, int64_t num_problems, int64_t nu
   });
 }
 
+// One problem; f [K]
 template <typename T>
 void log_domain_potentials(Scores scores, const T* sample_weights, const T* log_prototype_weights,
-                           T* f, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
-                           T scale, int iterations, int threads) {
-  Scratch padded(num_problems * round_up(num_prototypes, kLanes<T>) * sizeof(T));
+                           T* f, int64_t num_samples, int64_t num_prototypes, T scale,
+                           int iterations, int threads) {
+  Scratch padded(round_up(num_prototypes, kLanes<T>) * sizeof(T));
   iterate<T>(
       [&](T* column_max, T* sums) {
-        column_stats(scores, sample_weights, column_max, sums, num_problems, num_samples,
-                     num_prototypes, scale, threads);
+        column_stats(scores, sample_weights, column_max, sums, 1, num_samples, num_prototypes,
+                     scale, threads);
       },
       [&](const T* f_now, T* sums) {
-        pad_rows(f_now, num_problems, num_prototypes, T(1), padded.as<T>());
-        column_sums(scores, padded.as<T>(), sample_weights, sums, num_problems, num_samples,
-                    num_prototypes, scale, threads);
+        pad_rows(f_now, 1, num_prototypes, T(1), padded.as<T>());
+        column_sums(scores, padded.as<T>(), sample_weights, sums, 1, num_samples, num_prototypes,
+                    scale, threads);
       },
-      log_prototype_weights, num_problems, num_prototypes, iterations, f);
+      log_prototype_weights, num_prototypes, iterations, f);
 }
 
 template <typename T>
@@ -102,7 +103,7 @@ void potentials(Scores scores, const T* sample_weights, const T* log_prototype_w
     }
     log_domain_potentials(problem(scores, a * plane),
                           sample_weights == nullptr ? nullptr : sample_weights + a * num_samples,
-                          log_prototype_weights, f + a * num_prototypes, 1, num_samples,
+                          log_prototype_weights, f + a * num_prototypes, num_samples,
                           num_prototypes, scale, iterations, threads);
   }
 }
@@ -126,7 +127,7 @@ void sinkhorn(Scores scores, T* out, int64_t num_problems, int64_t num_samples,
       linear.codes();
       continue;
     }
-    log_domain_potentials<T>(problem(scores, a * plane), nullptr, nullptr, f, 1, num_samples,
+    log_domain_potentials<T>(problem(scores, a * plane), nullptr, nullptr, f, num_samples,
                              num_prototypes, scale, iterations, threads);
     codes(problem(scores, a * plane), f, codes_out, 1, num_samples, num_prototypes, epsilon, false,
           true, threads);

@@ -39,11 +39,14 @@ class Loss {
         prototypes_(prototypes, num_prototypes, dim, true, d_features != nullptr),
         stride_(round_up(dim, kLanes<T>)),
         state_stride_(round_up(int64_t(LaneState<T>::bytes(lanes_, coded_)), 64)),
+        scores_size_(round_up(num_prototypes, kTileSide) * lanes_),
+        // one block: the memory that held a problem's scores before serves for both
+        scores_and_d_rows_(
+            (scores_size_ + (d_features == nullptr ? 0 : slots_.count * lanes_ * stride_)) *
+            sizeof(T)),
         potentials_(settings.num_assign * num_prototypes * sizeof(T)),
-        scores_(round_up(num_prototypes, kTileSide) * lanes_ * sizeof(T)),
         packed_(packed_size<T, W>(lanes_, dim) * sizeof(W)),
         rows_(d_prototypes == nullptr ? 0 : words<W>(lanes_) * stride_ * sizeof(W)),
-        d_rows_(d_features == nullptr ? 0 : slots_.count * lanes_ * stride_ * sizeof(T)),
         log_sums_((lanes_ + coded_) * sizeof(T)),
         states_(slots_.count * state_stride_) {
     scale_all(f, T(kLog2E), settings.num_assign * num_prototypes, potentials_.as<T>());
@@ -94,6 +97,9 @@ class Loss {
         lanes_, dim_, [&](int64_t lane) { return sample(lane, begin, count); }, rows_.as<W>());
   }
 
+  T* all_scores() const { return scores_and_d_rows_.as<T>(); }             // [K, lanes]
+  T* d_rows() const { return scores_and_d_rows_.as<T>() + scores_size_; }  // [slots, lanes, D]
+
   LaneState<T> state(int64_t slot) {
     return {states_.as<char>() + slot * state_stride_, lanes_, coded_};
   }
@@ -107,7 +113,7 @@ class Loss {
     lane_state.clear();
     for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows<W>) {
       const int64_t rows = std::min(kBlockRows<W>, slots_.end(slot) - row);
-      T* scores = scores_.as<T>() + row * lanes_;
+      T* scores = all_scores() + row * lanes_;
       block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, dim_, scores);
       for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
         lane_state.prediction.add(scores + lane, rows, lanes_, scale_, nullptr, lane);
@@ -133,7 +139,7 @@ class Loss {
     T *codes = code_buffer.as<T>(), *target = codes + settings_.num_assign * block;
     for (int64_t row = slots_.begin(slot); row < slots_.end(slot); row += kBlockRows<W>) {
       const int64_t rows = std::min(kBlockRows<W>, slots_.end(slot) - row);
-      T* scores = scores_.as<T>() + row * lanes_;
+      T* scores = all_scores() + row * lanes_;
       for (int64_t j = 0; j < chunk_samples_; j += kLanes<T>) {
         for (int64_t a = 0; a < settings_.num_assign; ++a)
           block_codes(lane_state, scores, a, j, row, rows, count, codes + a * block);
@@ -146,7 +152,7 @@ class Loss {
       if (!wants_gradient()) continue;
       gradient.set(scores, rows);
       if (d_features_ != nullptr)
-        gradient.add_d_features(prototypes_, row, d_rows_.as<T>() + slot * lanes_ * stride_,
+        gradient.add_d_features(prototypes_, row, d_rows() + slot * lanes_ * stride_,
                                 row == slots_.begin(slot), row + rows == slots_.end(slot));
       if (d_prototypes_ != nullptr)
         gradient.add_d_prototypes(rows_.as<W>(), stride_, d_prototypes_ + row * dim_, begin > 0);
@@ -176,17 +182,11 @@ class Loss {
     Vec<T> entropy{};
     for (int64_t k = 0; k < rows; ++k) {
       const Vec<T> q = load(codes + k * kLanes<T>);
-      code_sums[k] += count - j >= kLanes<T> ? sum_lanes<T>(q) : sum_first(q, count - j);
+      code_sums[k] += count - j >= kLanes<T> ? sum_lanes<T>(q) : sum_first<T>(q, count - j);
       const Vec<T> log_q = load(s + k * lanes_) * code_scale_ + bias[k] - log_sum;
       if (!settings_.hard) entropy -= q == T(0) ? Vec<T>{} : q * log_q;
     }
     store<T>(lane_state.entropy + coded, load(lane_state.entropy + coded) + entropy);
-  }
-
-  static T sum_first(Vec<T> v, int64_t count) {
-    T sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += v[i];
-    return sum;
   }
 
   // The codes that a crop predicts, added up; returns their number n_v
@@ -224,7 +224,7 @@ class Loss {
 
   void add_up_d_features(int64_t begin, int64_t count) {
     const int64_t size = lanes_ * stride_;
-    T* sum = d_rows_.as<T>();  // of the first slot, then of all
+    T* sum = d_rows();  // of the first slot, then of all
     const Pieces pieces(size, size, 4096);
     parallel_for(pieces.count, threads_, [&](int64_t piece) {
       for (int64_t slot = 1; slot < slots_.count; ++slot) {
@@ -268,7 +268,8 @@ class Loss {
   const Pieces slots_;
   const Operand<T, W> prototypes_;
   const int64_t stride_, state_stride_;
-  Scratch potentials_, scores_, packed_, rows_, d_rows_, log_sums_, states_;
+  const int64_t scores_size_;
+  Scratch scores_and_d_rows_, potentials_, packed_, rows_, log_sums_, states_;
 };
 
 template <typename T>

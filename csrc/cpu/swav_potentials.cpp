@@ -11,16 +11,17 @@ namespace {
 constexpr int64_t kChunkLanes = 64;
 constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of scores
 
+// One problem
 template <typename T, typename W>
 class Sweeps {
  public:
-  Sweeps(const T* features, const T* prototypes, const T* sample_weights, int64_t num_problems,
+  // samples [N, D], sample_weights [N] or null; `keep`: there will be more than one sweep
+  Sweeps(const T* samples, const Operand<T, W>& prototypes, const T* sample_weights,
          int64_t num_samples, int64_t num_prototypes, int64_t dim, double epsilon, int threads,
          bool keep)
-      : features_(features),
-        prototypes_(prototypes, num_prototypes, dim, true, false),
+      : samples_(samples),
+        prototypes_(prototypes),
         sample_weights_(sample_weights),
-        num_problems_(num_problems),
         num_samples_(num_samples),
         num_prototypes_(num_prototypes),
         dim_(dim),
@@ -29,53 +30,49 @@ class Sweeps {
         lanes_(std::min(kChunkLanes, round_up(num_samples, kLanes<T>))),
         chunks_(num_samples == 0 ? 0 : (num_samples + lanes_ - 1) / lanes_),
         chunk_size_(round_up(num_prototypes, kTileSide) * lanes_),
-        kept_(keep ? std::min(num_problems * chunks_,
+        kept_(keep ? std::min(chunks_,
                               kMostKept / int64_t(std::max<int64_t>(1, chunk_size_) * sizeof(T)))
                    : 0),
         slots_(num_prototypes, kMostSlots, kBlockRows<W>),
-        scores_((kept_ + 1) * chunk_size_ * sizeof(T)),
+        scores_(std::min(kept_ + 1, chunks_) * chunk_size_ * sizeof(T)),
         packed_(packed_size<T, W>(lanes_, dim) * sizeof(W)),
-        totals_(num_problems * num_prototypes * sizeof(double)),
+        totals_(num_prototypes * sizeof(double)),
         lane_values_((2 * slots_.count + 2) * kChunkLanes * sizeof(T)) {}
 
-  // Maxima and sums [A, K] of 2^t, in base 2
+  // Maxima and sums [K] of 2^t, in base 2
   void first(T* column_max, T* column_sums) {
-    const int64_t size = num_problems_ * num_prototypes_;
     double* totals = totals_.as<double>();
-    std::fill(column_max, column_max + size, -kInf<T>);
-    std::fill(totals, totals + size, 0.);
+    std::fill(column_max, column_max + num_prototypes_, -kInf<T>);
+    std::fill(totals, totals + num_prototypes_, 0.);
     T* bias = lane_values_.as<T>();  // log w; -inf in lanes without a sample
-    over_chunks([&](int64_t a, int64_t chunk, int64_t begin, int64_t count) {
+    over_chunks([&](int64_t chunk, int64_t begin, int64_t count) {
       for (int64_t lane = 0; lane < lanes_; ++lane)
-        bias[lane] = lane >= count ? -kInf<T> : std::log2(weight(a, begin + lane));
-      pack(a, begin, count);
-      T* scores = chunk_scores(a, chunk);
+        bias[lane] = lane >= count ? -kInf<T> : std::log2(weight(begin + lane));
+      pack(begin, count);
+      T* scores = chunk_scores(chunk);
       over_blocks([&](int64_t, int64_t row, int64_t rows) {
         compute(scores, row, rows);
         for (int64_t k = row; k < row + rows; ++k)
-          add_column(scores + k * lanes_, bias, column_max[a * num_prototypes_ + k],
-                     totals[a * num_prototypes_ + k]);
+          add_column(scores + k * lanes_, bias, column_max[k], totals[k]);
       });
     });
-    for (int64_t k = 0; k < size; ++k) column_sums[k] = T(totals[k]);
+    for (int64_t k = 0; k < num_prototypes_; ++k) column_sums[k] = T(totals[k]);
   }
 
-  // Sums [A, K] of w softmax_k; f is in base 2. After first() if scores are kept.
+  // Sums [K] of w softmax_k; f is in base 2. After first() if scores are kept.
   void later(const T* f, T* column_sums) {
-    const int64_t size = num_problems_ * num_prototypes_;
     double* totals = totals_.as<double>();
-    std::fill(totals, totals + size, 0.);
+    std::fill(totals, totals + num_prototypes_, 0.);
     T *log_sum = lane_values_.as<T>(), *weights = log_sum + kChunkLanes;
-    over_chunks([&](int64_t a, int64_t chunk, int64_t begin, int64_t count) {
-      T* scores = chunk_scores(a, chunk);
-      const bool is_kept = a * chunks_ + chunk < kept_;
-      if (!is_kept) pack(a, begin, count);
+    over_chunks([&](int64_t chunk, int64_t begin, int64_t count) {
+      T* scores = chunk_scores(chunk);
+      const bool is_kept = chunk < kept_;
+      if (!is_kept) pack(begin, count);
       for (int64_t slot = 0; slot < slots_.count; ++slot) slot_sums(slot).clear(lanes_);
       over_blocks([&](int64_t slot, int64_t row, int64_t rows) {
         if (!is_kept) compute(scores, row, rows);
         for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
-          slot_sums(slot).add(scores + row * lanes_ + lane, rows, lanes_, scale_,
-                              f + a * num_prototypes_ + row, lane);
+          slot_sums(slot).add(scores + row * lanes_ + lane, rows, lanes_, scale_, f + row, lane);
       });
       for (int64_t slot = 1; slot < slots_.count; ++slot)
         slot_sums(0).merge(slot_sums(slot), lanes_);
@@ -85,28 +82,26 @@ class Sweeps {
         store<T>(log_sum + lane, sum == -kInf<T> ? Vec<T>{} : sum);
       }
       for (int64_t lane = 0; lane < lanes_; ++lane)
-        weights[lane] = lane < count ? weight(a, begin + lane) : T(0);
+        weights[lane] = lane < count ? weight(begin + lane) : T(0);
       over_blocks([&](int64_t, int64_t row, int64_t rows) {
         for (int64_t k = row; k < row + rows; ++k) {
-          const int64_t column = a * num_prototypes_ + k;
           Vec<T> sum{};
           for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
-            sum += load(weights + lane) * exp2<T>(load(scores + k * lanes_ + lane) * scale_ +
-                                                  f[column] - load(log_sum + lane));
-          totals[column] += sum_lanes<T>(sum);
+            sum += load(weights + lane) *
+                   exp2<T>(load(scores + k * lanes_ + lane) * scale_ + f[k] - load(log_sum + lane));
+          totals[k] += sum_lanes<T>(sum);
         }
       });
     });
-    for (int64_t k = 0; k < size; ++k) column_sums[k] = T(totals[k]);
+    for (int64_t k = 0; k < num_prototypes_; ++k) column_sums[k] = T(totals[k]);
   }
 
  private:
-  // body(problem, chunk, first sample, samples)
+  // body(chunk, first sample, samples)
   template <typename Body>
   void over_chunks(const Body& body) {
-    for (int64_t a = 0; a < num_problems_; ++a)
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk)
-        body(a, chunk, chunk * lanes_, std::min(lanes_, num_samples_ - chunk * lanes_));
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk)
+      body(chunk, chunk * lanes_, std::min(lanes_, num_samples_ - chunk * lanes_));
   }
 
   // body(slot, first prototype, prototypes) for each block, slots in parallel
@@ -119,19 +114,17 @@ class Sweeps {
     });
   }
 
-  T weight(int64_t a, int64_t sample) const {
-    return sample_weights_ == nullptr ? T(1) : sample_weights_[a * num_samples_ + sample];
+  T weight(int64_t sample) const {
+    return sample_weights_ == nullptr ? T(1) : sample_weights_[sample];
   }
 
-  void pack(int64_t a, int64_t begin, int64_t count) {
-    const T* samples = features_ + (a * num_samples_ + begin) * dim_;
+  void pack(int64_t begin, int64_t count) {
+    const T* first = samples_ + begin * dim_;
     for (int64_t lane = 0; lane < round_up(lanes_, kPanel<T>); ++lane)
-      pack_lane(lane < count ? samples + lane * dim_ : nullptr, lane, dim_, packed_.as<W>());
+      pack_lane(lane < count ? first + lane * dim_ : nullptr, lane, dim_, packed_.as<W>());
   }
 
-  T* chunk_scores(int64_t a, int64_t chunk) {
-    return scores_.as<T>() + std::min(a * chunks_ + chunk, kept_) * chunk_size_;
-  }
+  T* chunk_scores(int64_t chunk) { return scores_.as<T>() + std::min(chunk, kept_) * chunk_size_; }
 
   void compute(T* scores, int64_t row, int64_t rows) {
     block_scores(prototypes_.along(row), packed_.as<W>(), rows, lanes_, dim_,
@@ -156,10 +149,10 @@ class Sweeps {
     column_max = largest;
   }
 
-  const T* features_;
-  const Operand<T, W> prototypes_;
+  const T* samples_;
+  const Operand<T, W>& prototypes_;
   const T* sample_weights_;
-  const int64_t num_problems_, num_samples_, num_prototypes_, dim_;
+  const int64_t num_samples_, num_prototypes_, dim_;
   const T scale_;
   const int threads_;
   const int64_t lanes_, chunks_, chunk_size_, kept_;
@@ -167,15 +160,21 @@ class Sweeps {
   Scratch scores_, packed_, totals_, lane_values_;
 };
 
-// run(Sweeps) with the kind of products that is asked for and at hand
+// run(a, sweeps of problem a), one problem after the other so that one's scores are held at a time,
+// with the kind of products that is asked for and at hand
 template <typename T, typename Run>
 void with_sweeps(const T* features, const T* prototypes, const T* sample_weights,
                  int64_t num_problems, int64_t num_samples, int64_t num_prototypes, int64_t dim,
                  double epsilon, bool bfloat16, int threads, bool keep, const Run& run) {
   const auto start = [&](auto word) {
-    Sweeps<T, decltype(word)> sweeps(features, prototypes, sample_weights, num_problems,
-                                     num_samples, num_prototypes, dim, epsilon, threads, keep);
-    run(sweeps);
+    using Word = decltype(word);
+    const Operand<T, Word> operand(prototypes, num_prototypes, dim, true, false);
+    for (int64_t a = 0; a < num_problems; ++a) {
+      Sweeps<T, Word> sweeps(features + a * num_samples * dim, operand,
+                             sample_weights == nullptr ? nullptr : sample_weights + a * num_samples,
+                             num_samples, num_prototypes, dim, epsilon, threads, keep);
+      run(a, sweeps);
+    }
   };
   if constexpr (std::is_same_v<T, float> && kHasBfloat16)
     if (bfloat16) return start(Pair{});
@@ -189,30 +188,32 @@ void add(Kernels<T>& table) {
                                int64_t num_prototypes, int64_t dim, double epsilon, bool bfloat16,
                                int threads) {
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, false,
-                [&](auto& sweeps) { sweeps.first(column_max, sums); });
+                dim, epsilon, bfloat16, threads, false, [&](int64_t a, auto& sweeps) {
+                  sweeps.first(column_max + a * num_prototypes, sums + a * num_prototypes);
+                });
     scale_all(column_max, T(kLn2), num_problems * num_prototypes, column_max);
   };
   table.swav_column_sums = [](const T* features, const T* prototypes, const T* f,
                               const T* sample_weights, T* sums, int64_t num_problems,
                               int64_t num_samples, int64_t num_prototypes, int64_t dim,
                               double epsilon, bool bfloat16, int threads) {
-    const int64_t size = num_problems * num_prototypes;
-    Scratch base_2(size * sizeof(T));
-    scale_all(f, T(kLog2E), size, base_2.as<T>());
+    Scratch base_2(num_prototypes * sizeof(T));
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, false,
-                [&](auto& sweeps) { sweeps.later(base_2.as<T>(), sums); });
+                dim, epsilon, bfloat16, threads, false, [&](int64_t a, auto& sweeps) {
+                  scale_all(f + a * num_prototypes, T(kLog2E), num_prototypes, base_2.as<T>());
+                  sweeps.later(base_2.as<T>(), sums + a * num_prototypes);
+                });
   };
   table.swav_potentials = [](const T* features, const T* prototypes, const T* sample_weights,
                              const T* log_prototype_weights, T* f, int64_t num_problems,
                              int64_t num_samples, int64_t num_prototypes, int64_t dim,
                              double epsilon, int iterations, bool bfloat16, int threads) {
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, iterations > 1, [&](auto& sweeps) {
+                dim, epsilon, bfloat16, threads, iterations > 1, [&](int64_t a, auto& sweeps) {
                   iterate<T>([&](T* column_max, T* sums) { sweeps.first(column_max, sums); },
                              [&](const T* f_now, T* sums) { sweeps.later(f_now, sums); },
-                             log_prototype_weights, num_problems, num_prototypes, iterations, f);
+                             log_prototype_weights, num_prototypes, iterations,
+                             f + a * num_prototypes);
                 });
   };
 }

@@ -107,6 +107,13 @@ inline T sum_lanes(Vec<T> v) {
   return lane[0];
 }
 
+template <typename T>
+inline T sum_first(Vec<T> v, int64_t lanes) {
+  T sum = 0;
+  for (int64_t i = 0; i < lanes; ++i) sum += v[i];
+  return sum;
+}
+
 // Lane numbers 0, 1, 2, ...
 template <typename T>
 inline Ints<T> lane_numbers() {

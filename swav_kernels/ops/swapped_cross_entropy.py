@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swav_kernels import checks, dispatch
+from swav_kernels.ops.ready_gradient import scaled
 from swav_kernels.reference import swapped_cross_entropy as reference
 
 OP = "swapped_cross_entropy"
@@ -112,4 +113,4 @@ class _SwappedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (d_scores,) = ctx.saved_tensors
-        return (d_scores * grad_output).to(ctx.dtype), None, None, None, None
+        return scaled(d_scores, grad_output, ctx.dtype), None, None, None, None

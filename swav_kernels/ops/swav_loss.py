@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from swav_kernels import checks, dispatch
 from swav_kernels.distributed import Group, warn_if_ungrouped
+from swav_kernels.ops.ready_gradient import scaled
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_ASSIGN, DEFAULT_TEMPERATURE
 from swav_kernels.ops.swav_potentials import balance, check_features, check_queue
@@ -180,7 +181,7 @@ class _SwavLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (
-            None if saved is None else (saved * grad_output).to(ctx.dtype)
+            None if saved is None else scaled(saved, grad_output, ctx.dtype)
             for saved in ctx.saved_tensors
         )
         return (*gradients, None, None, None, None)
