@@ -1,4 +1,4 @@
-"""Gradients that come with the loss: scaled by what comes back, for one backward pass or several."""
+"""Gradients that come with the loss: scaled by what comes back, for one backward or several."""
 
 import pytest
 import torch
