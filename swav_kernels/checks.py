@@ -8,8 +8,10 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-SMALLEST_EPSILON = 1e-30  # 1 / epsilon stays finite in float32
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # 1 / epsilon is a normal number in float32
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRECISIONS = ("float32", "bfloat16")
 NORM_EPS = 1e-12
 
@@ -44,6 +46,11 @@ def check_tensor(op: str, argument: str, value: object, *layouts: str) -> Tensor
         raise TypeError(
             f"{op}: {argument} must have a floating dtype, got {value.dtype}; "
             "convert it with .float()"
+        )
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{op}: {argument} must be float16, bfloat16, float32 or float64, got {value.dtype}; "
+            "convert it with .to(torch.bfloat16)"
         )
     if value.layout != torch.strided:
         raise TypeError(
@@ -89,21 +96,39 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
             )
 
 
-def check_positive(op: str, argument: str, value: object, smallest: float = 0.0) -> float:
-    """Require a finite real number above 0 (and not below `smallest`)."""
-    # the common types first: asking numbers.Real costs more than a small kernel's share
-    if type(value) is not float and (
-        isinstance(value, bool) or not isinstance(value, numbers.Real)
-    ):
-        raise TypeError(f"{op}: {argument} must be a positive number, got {type(value).__name__}")
-    number = float(value)
-    if not (math.isfinite(number) and number > 0 and number >= smallest):
-        at_least = f" of at least {smallest:g}" if smallest else ""
+def check_scale(op: str, argument: str, value: object) -> float:
+    """Require epsilon or a temperature: a number that scores may be divided by."""
+    number = _number(op, argument, value)
+    if not SMALLEST_SCALE <= number <= LARGEST_SCALE:  # false for NaN
         raise ValueError(
-            f"{op}: {argument} must be a positive finite number{at_least}, got {number:g}; "
+            f"{op}: {argument} must be a positive number from {SMALLEST_SCALE:g} to "
+            f"{LARGEST_SCALE:g}, got {number:g}; "
             f"the paper's is {'0.1' if argument == 'temperature' else '0.05'}"
         )
     return number
+
+
+def check_score_bound(op: str, value: object) -> float:
+    """Require a promise that scores can keep."""
+    number = _number(op, "score_bound", value)
+    if not 0 < number < math.inf:
+        raise ValueError(
+            f"{op}: score_bound must be a positive finite number, got {number:g}; "
+            "for cosines it is 1.0, and None promises nothing"
+        )
+    return number
+
+
+def _number(op: str, argument: str, value: object) -> float:
+    # the common type first: asking numbers.Real costs more than a small kernel's share
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: {argument} must be a positive number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_iterations(op: str, iterations: object, least: int) -> int:
@@ -180,6 +205,30 @@ def check_sample_weights(
     return tensor.detach().to(acc).expand(num_problems, num_rows).contiguous()
 
 
+def check_readable(op: str, backend: str, **tensors: Tensor | None) -> None:
+    """Require tensors that a kernel sees all of; the reference alone follows what torch adds."""
+    if backend == "reference":
+        return
+    for argument, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            what = "is transformed by torch.func"
+        elif forward_ad._current_level >= 0 and _tangent(tensor) is not None:
+            what = "has a forward-mode tangent"
+        else:
+            continue
+        raise ValueError(
+            f"{op}: {argument} {what}, which the kernels of backend '{backend}' cannot follow; "
+            "pass backend='reference'"
+        )
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    return tangent
+
+
 def check_not_empty(op: str, argument: str, size: int, letter: str) -> None:
     """Require at least one prototype or feature dimension."""
     if size < 1:
@@ -208,4 +257,8 @@ def normalize_rows(features: Tensor) -> Tensor:
     """L2-normalise the last dimension in accumulate precision; a zero row gets a zero gradient."""
     features = features.to(accumulate_dtype(features))
     norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    return torch.where(norm > 0, features / norm.clamp_min(NORM_EPS), torch.zeros_like(features))
+    # where squares overflow, the row comes down by a power of two first
+    down = 2.0**-72 if features.dtype == torch.float32 else 2.0**-540
+    features = features * torch.where(norm.detach() == math.inf, down, 1.0).to(features.dtype)
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return torch.where(norm == 0, torch.zeros_like(features), features / norm.clamp_min(NORM_EPS))

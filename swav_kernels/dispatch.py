@@ -150,7 +150,7 @@ def choose_backend(
         source, name = "use_backend()", _preferred.get()
     if name is None:
         source, name = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         check_backend_name(caller or op, source, name)
     if name == "auto":
         order = _AUTO_ORDER.get(device.type, _AUTO_ORDER_OTHER)
@@ -164,7 +164,7 @@ def choose_backend(
 def check_backend_name(op: str, source: str, name: object) -> None:
     """Raise ValueError unless the name is a backend or "auto"."""
     known = ("auto", *BACKENDS)
-    if name in known:
+    if isinstance(name, str) and name in known:
         return
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""

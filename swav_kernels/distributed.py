@@ -25,6 +25,12 @@ def resolve_group(op: str, group: Group, gather_distributed: bool = False) -> Gr
     """Return the group to sum over, or None for this process alone."""
     if group is None:
         return dist.group.WORLD if gather_distributed and is_initialized() else None
+    not_a_member: object = dist.GroupMember.NON_GROUP_MEMBER  # what new_group gives other ranks
+    if not isinstance(group, dist.ProcessGroup) and group is not not_a_member:
+        raise TypeError(
+            f"{op}: group must be a torch.distributed.ProcessGroup, got {type(group).__name__}; "
+            "pass torch.distributed.group.WORLD for all ranks"
+        )
     if gather_distributed:
         raise ValueError(
             f"{op}: group and gather_distributed=True both name the ranks to sum over; "
@@ -49,7 +55,7 @@ def warn_if_ungrouped(op: str, group: Group) -> None:
         warnings.warn(
             f"{op}: {dist.get_world_size()} ranks are running but group=None, so each balances "
             "only its own rows. Pass group=torch.distributed.group.WORLD to balance them all.",
-            stacklevel=3,
+            stacklevel=4,  # past the op and its decorator: the line that called it
         )
 
 

@@ -29,8 +29,6 @@ def install() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     np.seterr(all="ignore")  # kernels make NaN and inf on purpose, as the hardware does
     builder = interpreter.InterpreterBuilder
-    builder.cast_impl = _with_rounded_bfloat16(builder.cast_impl)
-    builder.create_dot = _with_exact_bfloat16(builder.create_dot)
     builder.set_grid_idx = _with_reversible_order(builder.set_grid_idx)
     # a fifth of the run's time, for indices that are far too small here to overflow
     options = interpreter.interpreter_builder.options
@@ -40,34 +38,6 @@ def install() -> None:
     interpreter._patch_lang(tl.zeros.fn)
     interpreter.InterpretedFunction.__call__ = lambda f, *args, **kw: f.rewrite()(*args, **kw)
     interpreter.GridExecutor.__call__ = _in_both_orders(interpreter.GridExecutor.__call__)
-
-
-def _widened(handle: Any) -> Any:
-    """Float32 values of a bfloat16 operand, whose bit patterns would be multiplied."""
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    values = (handle.data.astype(np.uint32) << 16).view(np.float32)
-    return interpreter.TensorHandle(values, tl.float32)
-
-
-def _with_exact_bfloat16(create_dot: Any) -> Any:
-    def patched(self: Any, a: Any, b: Any, acc: Any, *rest: Any) -> Any:
-        return create_dot(self, _widened(a), _widened(b), acc, *rest)
-
-    return patched
-
-
-def _with_rounded_bfloat16(cast: Any) -> Any:
-    def patched(self: Any, source: Any, dtype: Any) -> Any:
-        """Round to the nearest even number, as hardware does; the interpreter cuts bits off."""
-        if (source.dtype.scalar, dtype.scalar) == (tl.bfloat16, tl.float32):
-            return _widened(source)
-        if (source.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, source, dtype)
-        rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
-        return interpreter.TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
-
-    return patched
 
 
 def _with_reversible_order(set_grid_idx: Any) -> Any:
@@ -107,4 +77,4 @@ def _in_both_orders(run_grid: Any) -> Any:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """All memory of a tensor's storage, as bytes."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())

@@ -35,6 +35,11 @@ for op, inputs in (
     for label, value in (("0", 0), ("negative", -0.05), ("NaN", NAN), ("1e-31", 1e-31)):
         bad(op, f"epsilon {label}", ValueError, "epsilon", *inputs, epsilon=value)
     bad(op, "epsilon infinite", ValueError, "epsilon", *inputs, epsilon=float("inf"))
+    bad(op, "epsilon 1e31", ValueError, "epsilon.*1e.30", *inputs, epsilon=1e31)
+    bad(op, "epsilon 10**400", ValueError, "epsilon", *inputs, epsilon=10**400)
+    bad(op, "backend a list", ValueError, "backend", *inputs, backend=["cpu"])
+    bad(op, "group a name", TypeError, "group.*WORLD", *inputs, group="world")
+    bad(op, "float8", TypeError, "float8", inputs[0].to(torch.float8_e4m3fn), *inputs[1:])
     bad(op, "epsilon text", TypeError, "epsilon", *inputs, epsilon="0.05")
     bad(op, "iterations negative", ValueError, "iterations", *inputs, iterations=-1)
     bad(op, "iterations fractional", TypeError, "iterations", *inputs, iterations=1.5)

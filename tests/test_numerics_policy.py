@@ -206,6 +206,47 @@ def test_bad_features_poison_the_loss(backend: str, device: str, value: float) -
     assert sk.swapped_cross_entropy(scores, codes, backend=backend).isnan()
 
 
+@on_sinkhorn
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_masked_prototype_adds_nothing_without_iterations(
+    backend: str, device: str, hard: bool
+) -> None:
+    scores = make_scores("cosines", 33, 37)
+    scores[:, 5] = -torch.inf
+    codes = sk.sinkhorn(scores.to(device), 0, hard=hard, backend=backend).cpu()
+    kernel = torch.exp(scores.double() / 0.05)
+    wanted = 33 * kernel / kernel.sum()
+    if hard:
+        wanted = torch.nn.functional.one_hot(wanted.argmax(1), 37)
+    torch.testing.assert_close(codes, wanted.float(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_normalising_hides_no_bad_row(backend: str, device: str, value: float) -> None:
+    features, prototypes = (x.to(device) for x in crops(2, 33, 16, 37))
+    features[1, 4, 5] = value
+    scores = sk.prototype_scores(features, prototypes, normalize=True, backend=backend)
+    assert scores[1, 4].isnan().all()
+    assert scores[0].isfinite().all()
+    assert sk.swav_loss(features, prototypes, normalize=True, backend=backend).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalising_takes_long_rows_and_zero_rows(
+    backend: str, device: str, dtype: torch.dtype
+) -> None:
+    rows = 64 * unit_rows(5, 16, dtype=dtype).to(device)
+    prototypes = unit_rows(7, 16, seed=1, dtype=dtype).to(device)
+    rows[2] = 0
+    wanted = sk.prototype_scores(rows, prototypes, normalize=True, backend=backend)
+    assert (wanted[2] == 0).all()
+    long = (rows * 2.0**80).requires_grad_()
+    scores = sk.prototype_scores(long, prototypes, normalize=True, backend=backend)
+    assert torch.equal(scores, wanted)
+    scores.float().sum().backward()
+    assert long.grad.isfinite().all()
+
+
 # --- empty ------------------------------------------------------------------------------------
 
 

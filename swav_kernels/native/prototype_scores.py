@@ -14,7 +14,7 @@ def scores(features: Tensor, prototypes: Tensor) -> Tensor:
         features, prototypes = features.to(acc), prototypes.to(acc)
     num_samples, dim = features.shape
     num_prototypes = prototypes.shape[0]
-    out = torch.empty(num_samples, num_prototypes, dtype=acc)
+    out = torch.empty(num_samples, num_prototypes, dtype=acc, device="cpu")
     cpu_kernels(acc).prototype_scores(
         address(features), address(prototypes), address(out), num_samples, num_prototypes, dim,
         torch.get_num_threads(),
@@ -34,8 +34,10 @@ def gradients(
     d_scores, features, prototypes = (x.to(acc) for x in (d_scores, features, prototypes))
     num_samples, num_prototypes = d_scores.shape
     dim = (features if need_prototypes else prototypes).shape[-1]
-    d_features = torch.empty(num_samples, dim, dtype=acc) if need_features else None
-    d_prototypes = torch.empty(num_prototypes, dim, dtype=acc) if need_prototypes else None
+    d_features = torch.empty(num_samples, dim, dtype=acc, device="cpu") if need_features else None
+    d_prototypes = (
+        torch.empty(num_prototypes, dim, dtype=acc, device="cpu") if need_prototypes else None
+    )
     cpu_kernels(acc).prototype_scores_gradients(
         address(d_scores), address(features), address(prototypes), address(d_features),
         address(d_prototypes), num_samples, num_prototypes, dim, torch.get_num_threads(),

@@ -12,8 +12,8 @@ def loss_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """[V, B, K], [A, B, K] -> the loss [] and d_scores [V, B, K], None unless needed."""
     acc = accumulate_dtype(scores, codes)
-    loss = torch.empty((), dtype=acc)
-    d_scores = torch.empty(scores.shape, dtype=acc) if need_gradient else None
+    loss = torch.empty((), dtype=acc, device="cpu")
+    d_scores = torch.empty(scores.shape, dtype=acc, device="cpu") if need_gradient else None
     cpu_kernels(acc).swapped_cross_entropy(
         *typed_address(scores), *typed_address(codes), address(loss), address(d_scores),
         *scores.shape, assign, temperature, torch.get_num_threads(),

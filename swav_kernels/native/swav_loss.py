@@ -82,16 +82,16 @@ def loss_and_gradients(
     features, prototypes = _operands(features, prototypes, precision)
     acc = features.dtype
     num_assign, num_samples = len(assign), features.shape[1]
-    loss = torch.empty((), dtype=acc)
+    loss = torch.empty((), dtype=acc, device="cpu")
     d_features = torch.empty_like(features) if need_features else None
     d_prototypes = torch.empty_like(prototypes) if need_prototypes else None
     statistics = None
     if need_stats:
         statistics = CodeStatistics(
-            nearest=torch.empty(num_assign, num_samples, dtype=torch.int64),
-            code_entropy=torch.empty(num_assign, num_samples, dtype=acc),
-            max_code=torch.empty(num_assign, num_samples, dtype=acc),
-            code_sums=torch.empty(num_assign, prototypes.shape[0], dtype=acc),
+            nearest=torch.empty(num_assign, num_samples, dtype=torch.int64, device="cpu"),
+            code_entropy=torch.empty(num_assign, num_samples, dtype=acc, device="cpu"),
+            max_code=torch.empty(num_assign, num_samples, dtype=acc, device="cpu"),
+            code_sums=torch.empty(num_assign, prototypes.shape[0], dtype=acc, device="cpu"),
         )
     cpu_kernels(acc).swav_loss(
         address(features), address(prototypes), address(f), address(loss), address(d_features),
@@ -111,7 +111,7 @@ def _operands(features: Tensor, prototypes: Tensor, precision: str) -> tuple[Ten
 
 
 def _per_prototype(features: Tensor, prototypes: Tensor) -> Tensor:
-    return torch.empty(features.shape[0], prototypes.shape[0], dtype=features.dtype)
+    return torch.empty(features.shape[0], prototypes.shape[0], dtype=features.dtype, device="cpu")
 
 
 def _sizes(features: Tensor, prototypes: Tensor) -> tuple[int, int, int, int]:

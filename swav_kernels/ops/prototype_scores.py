@@ -50,6 +50,7 @@ def prototype_scores(
     checks.check_same_device(OP, features=features, prototypes=prototypes)
     dtype = torch.promote_types(features.dtype, prototypes.dtype)
     name = dispatch.choose_backend(OP, features.device, dtype, backend)
+    checks.check_readable(OP, name, features=features, prototypes=prototypes)
     if normalize:
         features = checks.normalize_rows(features)
     flat = features if features.dim() == 2 else features.reshape(-1, dim)

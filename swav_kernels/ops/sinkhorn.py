@@ -1,5 +1,6 @@
 """Public ops `sinkhorn` and `sinkhorn_potentials`: balanced soft codes from scores."""
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -45,7 +46,7 @@ def sinkhorn(
     Args:
         scores: [N, K], rows are samples; or [A, N, K], A independent problems. -inf gives code 0.
         iterations: T >= 0; 0 returns `N * E / E.sum()` (weights have no part in it).
-        epsilon: smoothing, >= 1e-30, in units of the scores: smaller is sharper.
+        epsilon: smoothing, from 1e-30 to 1e30, in units of the scores: smaller is sharper.
         gather_distributed: sum over all ranks once torch.distributed is initialised.
         group: the process group to sum over; None is this process alone.
         hard: one-hot rows, the largest code, lowest index on ties.
@@ -63,7 +64,7 @@ def sinkhorn(
 
     Returns:
         codes of the shape of scores, rows sum to 1: float32 (also for half scores), float64 for
-        float64. A row that is all -inf is NaN.
+        float64. A row that is all -inf is NaN (0 for iterations=0).
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -87,7 +88,11 @@ def sinkhorn(
     else:
         f = problem.potentials() if problem.iterations else problem.unbalanced_potentials()
         codes = problem.codes(f, hard, out)
-    return codes.view_as(scores) if out is None else out
+    if out is None:
+        return codes.view_as(scores)
+    if problem.kernels is not None and not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # written behind autograd's back
+    return out
 
 
 @checks.without_autocast
@@ -197,10 +202,11 @@ class _Problem:
             f = reference.unbalanced_potentials(self.scores.to(self.acc), self.epsilon, self.group)
         else:
             # one iteration's column sums hold all of sum E
-            column_lse = -solve(
+            f = solve(
                 lambda: kernels.column_stats(self.scores, None, self.epsilon),
                 None, 1, None, self.shift, self.group,
             )  # fmt: skip
+            column_lse = torch.where(f == -math.inf, f, -f)  # a masked column adds nothing
             count = torch.full((1,), num_rows, dtype=self.acc, device=self.scores.device)
             count = all_reduce(count, "sum", self.group)
             f = (count.log() - column_lse.logsumexp(-1)).unsqueeze(-1)
@@ -240,10 +246,10 @@ def _prepare(
 ) -> _Problem:
     checks.check_tensor(op, "scores", scores, "[N, K]", "[A, N, K]")
     iterations = checks.check_iterations(op, iterations, least_iterations)
-    epsilon = checks.check_positive(op, "epsilon", epsilon, checks.SMALLEST_EPSILON)
+    epsilon = checks.check_scale(op, "epsilon", epsilon)
     checks.check_precision(op, precision)
     if score_bound is not None:
-        score_bound = checks.check_positive(op, "score_bound", score_bound)
+        score_bound = checks.check_score_bound(op, score_bound)
     rows = scores.detach() if scores.dim() == 3 else scores.detach().unsqueeze(0)
     num_problems, num_rows, num_prototypes = rows.shape
     checks.check_not_empty(op, "scores", num_prototypes, "K")
@@ -256,6 +262,7 @@ def _prepare(
     )
     group = resolve_group(op, group, gather_distributed)
     name = dispatch.choose_backend(OP, scores.device, scores.dtype, backend, caller=op)
+    checks.check_readable(op, name, scores=rows)
     if check_finite:
         raise_if_not_finite(op, "scores", scores.detach(), group)
     return _Problem(

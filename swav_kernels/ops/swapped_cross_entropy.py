@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swav_kernels import checks, dispatch
-from swav_kernels.ops.ready_gradient import scaled
+from swav_kernels.ops import ready_gradient
 from swav_kernels.reference import swapped_cross_entropy as reference
 
 OP = "swapped_cross_entropy"
@@ -35,7 +35,7 @@ def swapped_cross_entropy(
         scores: [V, B, K], V >= 2 crops of B samples; -inf masks a prototype.
         codes: [A, B, K], the codes of crops `assign`. Rows may sum to anything. They carry no
             gradient: codes that require it are detached.
-        temperature: of the prediction's softmax, > 0.
+        temperature: of the prediction's softmax, from 1e-30 to 1e30.
         assign: the A distinct crop indices whose codes are given.
         backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.
 
@@ -56,7 +56,7 @@ def swapped_cross_entropy(
     """
     checks.check_tensor(OP, "scores", scores, "[V, B, K]")
     checks.check_tensor(OP, "codes", codes, "[A, B, K]")
-    temperature = checks.check_positive(OP, "temperature", temperature, checks.SMALLEST_EPSILON)
+    temperature = checks.check_scale(OP, "temperature", temperature)
     num_crops, num_samples, num_prototypes = scores.shape
     crops = checks.check_assign(OP, assign, num_crops)
     checks.check_shape(OP, "codes", codes, (len(crops), num_samples, num_prototypes), "[A, B, K]")
@@ -65,6 +65,7 @@ def swapped_cross_entropy(
     name = dispatch.choose_backend(
         OP, scores.device, torch.promote_types(scores.dtype, codes.dtype), backend
     )
+    checks.check_readable(OP, name, scores=scores, codes=codes)
     codes = codes.detach()
     if name == "reference":
         acc = checks.accumulate_dtype(scores, codes)
@@ -105,12 +106,11 @@ class _SwappedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         loss: Tensor
         loss, d_scores = kernels.loss_and_gradient(scores, codes, assign, temperature, True)
-        ctx.save_for_backward(d_scores)
+        ready_gradient.save(ctx, d_scores)
         ctx.dtype = scores.dtype
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (d_scores,) = ctx.saved_tensors
-        return scaled(d_scores, grad_output, ctx.dtype), None, None, None, None
+        return (*ready_gradient.scaled(ctx, grad_output, ctx.dtype), None, None, None, None)

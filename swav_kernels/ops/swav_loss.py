@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from swav_kernels import checks, dispatch
 from swav_kernels.distributed import Group, warn_if_ungrouped
-from swav_kernels.ops.ready_gradient import scaled
+from swav_kernels.ops import ready_gradient
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_ASSIGN, DEFAULT_TEMPERATURE
 from swav_kernels.ops.swav_potentials import balance, check_features, check_queue
@@ -48,8 +48,8 @@ def swav_loss(
     Args:
         features: [V, B, D], V >= 2 crops of B samples, L2-normalised (or pass normalize=True).
         prototypes: [K, D], L2-normalised rows.
-        temperature: of the prediction's softmax, > 0.
-        epsilon: smoothing of the Sinkhorn, >= 1e-30.
+        temperature: of the prediction's softmax, from 1e-30 to 1e30.
+        epsilon: smoothing of the Sinkhorn, from 1e-30 to 1e30.
         iterations: T >= 1.
         assign: the A distinct crops whose codes are computed.
         queue: [A, L, D], features of earlier batches: they join the Sinkhorn, never the loss.
@@ -71,8 +71,9 @@ def swav_loss(
         nearest prototype, the argmax of its scores.
         loss_minus_log_k; code_entropy, the mean over rows; mean_code_entropy, of the mean code;
         usage_entropy; prototypes_in_use, nearest to a sample; mean_max_code; marginal_residual,
-        max_k |K mean q_k - 1|; view_agreement, the share of samples whose assign crops have the
-        same nearest prototype (mean over pairs of crops; NaN for one crop).
+        max_k |mean q_k / r_k - 1|, where r is 1 / K or prototype_weights over their sum;
+        view_agreement, the share of samples whose assign crops have the same nearest prototype
+        (mean over pairs of crops; NaN for one crop).
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -88,17 +89,20 @@ def swav_loss(
     Source: Caron et al. 2020 (arXiv 2006.09882), sections 3.1 and 3.2.
     """
     check_features(OP, features, prototypes, "[V, B, D]")
-    temperature = checks.check_positive(OP, "temperature", temperature, checks.SMALLEST_EPSILON)
-    epsilon = checks.check_positive(OP, "epsilon", epsilon, checks.SMALLEST_EPSILON)
+    temperature = checks.check_scale(OP, "temperature", temperature)
+    epsilon = checks.check_scale(OP, "epsilon", epsilon)
     iterations = checks.check_iterations(OP, iterations, 1)
     checks.check_precision(OP, precision)
     crops = checks.check_assign(OP, assign, features.shape[0])
     check_queue(OP, queue, features, len(crops))
+    dtype = torch.promote_types(features.dtype, prototypes.dtype)
+    name = dispatch.choose_backend(OP, features.device, dtype, backend)
+    checks.check_readable(OP, name, features=features, prototypes=prototypes, queue=queue)
+    if queue is not None and queue.dtype == torch.float64:
+        queue = queue.to(dtype)  # features and prototypes alone tell what the sums run in
     if normalize:
         features = checks.normalize_rows(features)
         queue = None if queue is None else checks.normalize_rows(queue.detach())
-    dtype = torch.promote_types(features.dtype, prototypes.dtype)
-    name = dispatch.choose_backend(OP, features.device, dtype, backend)
     if potentials is None:
         warn_if_ungrouped(OP, group)
         assign_features = features.detach()[: len(crops)]
@@ -171,7 +175,7 @@ class _SwavLoss(torch.autograd.Function):
         loss, d_features, d_prototypes, statistics = kernels.loss_and_gradients(
             features, prototypes, f, *settings, *ctx.needs_input_grad[:2], need_stats
         )
-        ctx.save_for_backward(d_features, d_prototypes)
+        ready_gradient.save(ctx, d_features, d_prototypes)
         ctx.dtype = features.dtype
         rows = tuple(statistics) if need_stats else ()
         ctx.mark_non_differentiable(*rows)
@@ -180,11 +184,7 @@ class _SwavLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (
-            None if saved is None else scaled(saved, grad_output, ctx.dtype)
-            for saved in ctx.saved_tensors
-        )
-        return (*gradients, None, None, None, None)
+        return (*ready_gradient.scaled(ctx, grad_output, ctx.dtype), None, None, None, None)
 
 
 def _check_potentials(

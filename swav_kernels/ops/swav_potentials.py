@@ -1,5 +1,7 @@
 """Public op `swav_potentials`, the first half of `swav_loss`: what the Sinkhorn leaves behind."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def swav_potentials(
     Args:
         features: [A, N, D], the features of the A assign crops.
         prototypes: [K, D].
-        epsilon: smoothing of the Sinkhorn, >= 1e-30.
+        epsilon: smoothing of the Sinkhorn, from 1e-30 to 1e30.
         iterations: T >= 1.
         queue: [A, L, D], features of earlier batches that join the sums.
         group: the process group to sum over; None is this process alone.
@@ -82,7 +84,7 @@ def balance(
 ) -> Tensor:
     """`swav_potentials` on behalf of the public function `op`, which its errors name."""
     check_features(op, features, prototypes, "[A, N, D]")
-    epsilon = checks.check_positive(op, "epsilon", epsilon, checks.SMALLEST_EPSILON)
+    epsilon = checks.check_scale(op, "epsilon", epsilon)
     iterations = checks.check_iterations(op, iterations, 1)
     checks.check_precision(op, precision)
     check_queue(op, queue, features, features.shape[0])
@@ -95,6 +97,10 @@ def balance(
     prototype_weights = checks.check_prototype_weights(
         op, prototype_weights, prototypes.shape[0], "features", features, acc
     )
+    name = dispatch.choose_backend(
+        OP, features.device, _promoted(features, prototypes, queue), backend, caller=op
+    )
+    checks.check_readable(op, name, features=features, prototypes=prototypes, queue=queue)
     with torch.no_grad():
         if normalize:
             features = checks.normalize_rows(features)
@@ -107,7 +113,6 @@ def balance(
             if sample_weights is not None:
                 ones = sample_weights.new_ones(num_crops, rest[0].shape[1])
                 sample_weights = torch.cat([sample_weights, ones], 1)
-        name = dispatch.choose_backend(OP, features.device, features.dtype, backend, caller=op)
         if name == "reference":
             scores = reference.scores(features.to(acc), prototypes.to(acc), precision)
             return sinkhorn.potentials(
@@ -117,6 +122,11 @@ def balance(
             dispatch.kernels(OP, name), (features.contiguous(), prototypes.contiguous()),
             sample_weights, prototype_weights, epsilon, iterations, None, group, precision,
         )  # fmt: skip
+
+
+def _promoted(*tensors: Tensor | None) -> torch.dtype:
+    given = [x.dtype for x in tensors if x is not None]
+    return functools.reduce(torch.promote_types, given)
 
 
 def check_features(op: str, features: Tensor, prototypes: Tensor, layout: str) -> None:

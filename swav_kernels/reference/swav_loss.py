@@ -12,9 +12,15 @@ from swav_kernels.stats import CodeStatistics
 def scores(features: Tensor, prototypes: Tensor, precision: str) -> Tensor:
     """[..., D], [K, D] -> [..., K]; precision="bfloat16" rounds the operands, not the sums."""
     if precision == "bfloat16":
-        features = features.bfloat16().to(features.dtype)
-        prototypes = prototypes.bfloat16().to(prototypes.dtype)
+        features, prototypes = _rounded(features), _rounded(prototypes)
     return prototype_scores(features, prototypes)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Nearest bfloat16 numbers; the gradient passes as it is, for only operands are rounded."""
+    with torch.no_grad():
+        step = x.bfloat16().to(x.dtype) - x  # exact, and so is the sum
+    return x + step
 
 
 def swav_loss(
