@@ -1,5 +1,6 @@
 """`doctor()`: what can run here, why the rest cannot, and a quick proof that it computes right."""
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -41,6 +42,14 @@ def doctor() -> Report:
         f"{torch.get_num_threads()} threads",
     ]
     lines += [f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    wanted = os.environ.get(dispatch.ENVIRONMENT_VARIABLE, "auto")
+    if wanted != "auto":
+        known = wanted in dispatch.BACKENDS
+        reason = dispatch.why_not(wanted) if known else "no such backend"
+        ok = reason is None
+        lines.append(
+            f"{dispatch.ENVIRONMENT_VARIABLE}={wanted}" + (f": {reason}" if reason else "")
+        )
     for name, backend in dispatch.BACKENDS.items():
         reason = backend.missing()
         if reason is not None:

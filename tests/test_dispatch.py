@@ -100,6 +100,13 @@ def test_doctor_tests_every_op_of_every_backend():
             assert f"  {op}" in report
 
 
+def test_doctor_names_a_variable_that_cannot_be_followed(monkeypatch):
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "cqu")
+    report = sk.doctor()
+    assert not report.ok
+    assert f"{dispatch.ENVIRONMENT_VARIABLE}=cqu: no such backend" in report
+
+
 def test_doctor_finds_a_wrong_kernel(monkeypatch):
     if not HAS_CPU_KERNELS:
         pytest.fail("the compiled module is missing: " + str(dispatch.why_not("cpu")))

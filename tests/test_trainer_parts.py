@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -54,21 +55,68 @@ def test_class_folders(image_folder: Path) -> None:
     assert (len(dataset.train), len(dataset.test)) == (16, 4)
     for part in (dataset.train, dataset.test):
         names = [dataset.classes[label] for label in part.labels]
-        assert [path.parent.name for path in part.images] == names
+        assert [path.parent.name for path in part.images.paths] == names
 
 
 def test_a_bad_image_is_skipped_counted_and_named(image_folder: Path) -> None:
     paths = sorted((image_folder / "cats").iterdir())
     paths[3].write_bytes(b"no image")
-    reader = files.ImageFiles(paths * 30)
-    assert np.array_equal(reader.read(3), files.decode(paths[4]))  # the next one in its place
-    assert np.array_equal(reader.read(33), files.decode(paths[4]))
-    assert reader.bad == {paths[3]}
-    assert reader.names().endswith(paths[3].name)
-    for path in paths[4:9]:
+    bad = files.BadFiles(100)
+    reader = files.ImageFiles(paths, bad)
+    assert np.array_equal(reader.read(3), files.decode(paths[4]))  # training takes the next one
+    assert np.array_equal(reader.read(3), files.decode(paths[4]))
+    assert bad.paths == {paths[3]}
+    assert bad.names().endswith(paths[3].name)
+    # the evaluation leaves it out, and its label with it
+    part = data.Part(reader, torch.arange(10)).readable(workers=2)
+    assert part.labels.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert part.images.paths == [path for path in paths if path != paths[3]]
+
+
+def test_more_than_one_bad_image_in_a_hundred_ends_the_run(image_folder: Path) -> None:
+    paths = sorted((image_folder / "cats").iterdir())
+    for path in paths[3:5]:
         path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(TrainerError, match=r"image files cannot be read, more than 1%"):
-        reader.read(3)
+    for count, fails in ((200, False), (199, True)):  # exactly 1 % still passes
+        reader = files.ImageFiles(paths, files.BadFiles(count))
+        if fails:
+            with pytest.raises(
+                TrainerError, match=rf"2 of {count} .*more than 1%.*{paths[3].name}"
+            ):
+                reader.readable(workers=1)
+        else:
+            assert len(reader.readable(workers=1)) == 8
+
+
+def test_a_folder_that_cannot_serve_is_refused(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(FOLDER, data=f"folder:{image_folder}")
+    scan = os.scandir
+
+    def refuse_cats(folder: Path) -> Iterator[os.DirEntry[str]]:
+        if Path(folder).name == "cats":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse_cats)
+        with pytest.raises(TrainerError, match="cats: Permission"):
+            data.load(settings)
+    (image_folder / "cats").rename(image_folder / "dögs <b>" / "cats")
+    with pytest.raises(TrainerError, match=r"in one folder, dögs <b>.*two at least"):
+        data.load(settings)
+
+
+def test_the_fingerprint_knows_the_files_and_not_where_they_lie(image_folder: Path) -> None:
+    def fingerprint(folder: Path) -> str:
+        return data.load(dataclasses.replace(FOLDER, data=f"folder:{folder}")).fingerprint
+
+    before = fingerprint(image_folder)
+    moved = image_folder.rename(image_folder.with_name("moved"))
+    assert fingerprint(moved) == before
+    (moved / "cats" / "0.png").rename(moved / "cats" / "new.png")
+    assert fingerprint(moved) != before
 
 
 def test_decoding_gives_upright_rgb(tmp_path: Path) -> None:
@@ -139,25 +187,79 @@ def test_crops_of_files_do_not_depend_on_threads(image_folder: Path) -> None:
     assert len(resumed) == 2
 
 
-def test_crops_of_files_are_the_papers() -> None:
+STILL = dataclasses.replace(FOLDER, flip=0.0, jitter=0.0, grey=0.0, blur=0.0, aspect=1.0)
+WHOLE = (1.0, 1.0)
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def picture() -> np.ndarray:
+    """A smooth RGB picture [64, 64, 3] without symmetry; red tells x, green tells y."""
+    y, x = np.mgrid[0:64, 0:64].astype(np.uint8)
+    return np.stack([3 * x + 20, 2 * y + 60, x + y // 2 + 30], -1)
+
+
+def crops_of_files(count: int, size: int, area: tuple[float, float], **settings) -> np.ndarray:
+    """Crops [count, size, size, 3] of the picture, as integers."""
     rng = np.random.default_rng(0)
-    image = np.zeros((60, 80, 3), np.uint8)
-    image[:, :40] = (200, 40, 40)
-    still = dataclasses.replace(FOLDER, flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
-    whole = files.random_crop(image, 48, (1.0, 1.0), dataclasses.replace(still, aspect=1.35), rng)
-    assert whole.shape == (48, 48, 3)
-    grey = files.random_crop(image, 48, (0.1, 1.0), dataclasses.replace(still, grey=1.0), rng)
-    assert np.array_equal(grey[..., 0], grey[..., 1])
-    flipped = cv2.resize(image, (48, 48))[:, ::-1]
-    mirrored = files.random_crop(
-        image, 48, (1.0, 1.0), dataclasses.replace(still, flip=1.0, aspect=1.0001), rng
-    )
-    assert mirrored.shape == flipped.shape
-    hues = [
-        files.random_crop(image, 48, (0.5, 1.0), dataclasses.replace(still, jitter=1.0), rng)
-        for _ in range(8)
-    ]
-    assert len({int(hue.sum()) for hue in hues}) == 8
+    changed = dataclasses.replace(STILL, **settings)
+    crops = [files.random_crop(picture(), size, area, changed, rng) for _ in range(count)]
+    return np.stack(crops).astype(int)
+
+
+def test_a_crop_of_a_file_without_distortion_is_the_image() -> None:
+    mirrored = picture()[:, ::-1]
+    assert np.array_equal(crops_of_files(1, 64, WHOLE)[0], picture())
+    assert np.array_equal(crops_of_files(1, 64, WHOLE, flip=1.0)[0], mirrored)
+    crops = crops_of_files(200, 64, WHOLE, flip=0.5)
+    assert 70 < sum(np.array_equal(crop, mirrored) for crop in crops) < 130
+
+
+def test_crops_of_files_cover_the_area_and_the_aspect_that_are_asked_for() -> None:
+    crops = crops_of_files(300, 16, (0.1, 0.6), aspect=4 / 3)
+    # the outer pixels of 16 lie a sixteenth of the side further in than its ends
+    width = np.ptp(crops[..., 0], axis=(1, 2)) / 3 * 16 / 15
+    height = np.ptp(crops[..., 1], axis=(1, 2)) / 2 * 16 / 15
+    share, aspect = width * height / 64**2, width / height
+    assert 0.07 < share.min() < 0.15
+    assert 0.55 < share.max() < 0.65
+    assert 0.7 < aspect.min() < 0.82
+    assert 1.22 < aspect.max() < 1.42
+    for corner in (0, -1):  # some crops reach each corner
+        reached = np.abs(crops[:, corner, corner, :2] - picture()[corner, corner, :2]).max(1) < 12
+        assert reached.any()
+
+
+def test_blur_and_grey_of_files() -> None:
+    dot = np.zeros((64, 64, 3), np.uint8)
+    dot[32, 32] = 250
+    settings = dataclasses.replace(STILL, blur=1.0, blur_sigma=(1.0, 1.0))
+    blurred = files.random_crop(dot, 64, WHOLE, settings, np.random.default_rng(0)).astype(int)
+    assert 30 < blurred[32, 32, 0] < 45  # 250 / (2 pi)
+    (grey,) = crops_of_files(1, 64, WHOLE, grey=1.0)
+    assert np.abs(grey - (picture() @ LUMA)[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("change", ["brightness", "contrast", "saturation", "hue"])
+def test_each_jitter_of_files_changes_what_it_is_named_after(change: str) -> None:
+    off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "jitter": 1.0}
+    strength = {"brightness": 0.2, "contrast": 0.3, "saturation": 0.3, "hue": 0.2}[change]
+    before = picture().astype(int)
+    assert np.abs(crops_of_files(1, 64, WHOLE, **off)[0] - before).max() <= 1
+    crops = crops_of_files(60, 64, WHOLE, **{**off, change: strength})
+    if change == "hue":
+        shifted = np.abs(crops - before).mean((1, 2, 3))
+        assert shifted.max() > 20
+        assert shifted.min() < 10
+        assert np.abs(crops.max(-1) - before.max(-1)).max() <= 3  # the value stays
+        return
+    measure = {
+        "brightness": lambda x: x.mean((-1, -2, -3)),
+        "contrast": lambda x: (x @ LUMA).std((-1, -2)),
+        "saturation": lambda x: np.ptp(x, axis=-1).mean((-1, -2)),  # of the channels
+    }[change]
+    factors = measure(crops) / measure(before)
+    assert 1 - strength - 0.03 < factors.min() < 1 - strength / 2
+    assert 1 + strength / 2 < factors.max() < 1 + strength + 0.03
 
 
 # --- networks -------------------------------------------------------------------------------------

@@ -85,7 +85,9 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
         config.load(path)
 
 
-def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_mistakes_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "unknown command 'trian'" in error_of(["trian"], capsys)
     assert "did you mean 'mnist5k'" in error_of(["train", "--preset", "mnist5"], capsys)
     assert "--preset needs a value" in error_of(["train", "--preset"], capsys)
@@ -99,6 +101,23 @@ def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "give no other option" in error_of(
         ["train", "--resume", str(tmp_path), "--epochs", "3"], capsys
     )
+    assert "folder: needs a path" in error_of(["train", "--data", "folder:"], capsys)
+    assert "3 channels" in error_of(
+        ["train", "--preset", "digits", "--arch", "resnet18", "--output", str(tmp_path / "a")],
+        capsys,
+    )
+    assert "do not fit in memory" in error_of(
+        ["train", "--preset", "digits", "--num-prototypes", str(10**12), "--output",
+         str(tmp_path / "a")], capsys,
+    )  # fmt: skip
+    assert "File name too long" in error_of(
+        ["train", "--preset", "digits", "--output", str(tmp_path / ("x" * 300))], capsys
+    )
+    monkeypatch.setenv("SWAV_KERNELS_BACKEND", "cqu")
+    assert "did you mean 'cpu'" in error_of(
+        ["train", "--preset", "digits", "--output", str(tmp_path / "a")], capsys
+    )
+    monkeypatch.delenv("SWAV_KERNELS_BACKEND")
     assert "device 'cuba'" in error_of(
         ["train", "--preset", "digits", "--device", "cuba", "--output", str(tmp_path / "a")], capsys
     )
@@ -106,6 +125,7 @@ def test_mistakes_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_pa
         ["train", "--preset", "digits", "--backend", "cuda", "--output", str(tmp_path / "b")],
         capsys,
     )
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
 def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from swav_trainer.errors import TrainerError, printable
@@ -19,12 +19,13 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint so that a crash leaves the old one or the new one, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(
+        data = to_bytes(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
             metadata={"state": json.dumps(state)},
         )
-        with temporary.open("rb+") as file:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -44,7 +45,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         TrainerError: there is none, or it is corrupt.
     """
     if not path.is_file():
-        raise TrainerError(f"no checkpoint {printable(path)}: --resume wants the folder of a run")
+        raise TrainerError(
+            f"no checkpoint {printable(path)}: --resume wants the folder of a run; if that stopped "
+            "before its first checkpoint, start it again with --output"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

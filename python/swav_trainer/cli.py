@@ -1,10 +1,10 @@
 """The command `swav`: train and doctor."""
 
+import os
 import sys
 from collections.abc import Sequence
 
-import swav_kernels as sk
-from swav_trainer.errors import TrainerError, did_you_mean, require
+from swav_trainer.errors import TrainerError, did_you_mean, printable, require
 
 USAGE = """\
 usage: swav COMMAND [options]
@@ -18,37 +18,60 @@ COMMANDS = ("train", "doctor")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 2 for a mistake of the user, 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command, *rest = arguments or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows no such letter shows another
+            stream.reconfigure(errors="replace")
     try:
-        if command in ("-h", "--help"):
-            print(USAGE, end="")
-            return 0
-        if command == "--version":
-            print(f"swav-kernels {sk.__version__}")
-            return 0
-        if command == "doctor":
-            return _doctor(rest)
-        if command == "train":
-            require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
-            from swav_trainer import run  # the libraries of the extra
-
-            return run.train(rest)
-        raise TrainerError(
-            f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
-            f"{did_you_mean(command, COMMANDS)}"
-        )
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
     except TrainerError as error:
         print(f"swav: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("swav: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has gone, `swav train --help | head`: nothing to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = "" if error.filename is None else f" {printable(error.filename)}"
+        print(f"swav: cannot use{where}: {error.strerror}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+        if "memory" not in reason:
+            raise
+        print(f"swav: these settings do not fit in memory: {reason}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        import swav_kernels as sk
+
+        print(f"swav-kernels {sk.__version__}")
+        return 0
+    if command == "doctor":
+        return _doctor(rest)
+    if command == "train":
+        require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
+        from swav_trainer import run  # the libraries of the extra
+
+        return run.train(rest)
+    raise TrainerError(
+        f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
+        f"{did_you_mean(command, COMMANDS)}"
+    )
 
 
 def _doctor(arguments: Sequence[str]) -> int:
     if arguments:
         raise TrainerError(f"doctor takes no options, got {' '.join(arguments)}")
+    import swav_kernels as sk
+
     report = sk.doctor()
     print(report)
     return 0 if report.ok else 1

@@ -206,6 +206,8 @@ def resolve_data(data: str) -> str:
     """Return the data with an absolute path, so that a resumed run finds it from anywhere."""
     if not data.startswith(FOLDER_PREFIX):
         return data
+    if data == FOLDER_PREFIX:
+        raise TrainerError(f"{FOLDER_PREFIX} needs a path: --data {FOLDER_PREFIX}PATH")
     return FOLDER_PREFIX + os.path.abspath(os.path.expanduser(data.removeprefix(FOLDER_PREFIX)))
 
 
@@ -259,7 +261,7 @@ def _check_ranges(config: Config) -> None:
         low, high = getattr(config, name)
         refuse_unless(0 < low <= high <= 1, name, "two rising shares of the image, above 0 to 1")
     low, high = config.blur_sigma
-    refuse_unless(0 < low <= high < float("inf"), "blur_sigma", "two rising numbers above 0")
+    refuse_unless(0.01 <= low <= high < float("inf"), "blur_sigma", "two rising numbers from 0.01")
     refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")
     refuse_unless(0 < config.holdout < 1, "holdout", "between 0 and 1")
     refuse_unless(

@@ -1,8 +1,10 @@
 """Images and labels: sets that come in a package, and folders of files, split into two parts."""
 
-from collections.abc import Sequence
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
@@ -11,18 +13,29 @@ from torch import Tensor
 from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError, printable, require
 
+if TYPE_CHECKING:  # OpenCV, for files only
+    from swav_trainer.files import BadFiles, ImageFiles
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images with labels: a tensor [N, C, H, W] of values from 0 to 1, or paths of files."""
+    """Images with labels: a tensor [N, C, H, W] of values from 0 to 1, or files."""
 
-    images: Tensor | Sequence[Path]
+    images: "Tensor | ImageFiles"
     labels: Tensor  # [N]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def readable(self, workers: int) -> "Part":
+        """Return the images that can be read, with their labels; looks into every file."""
+        if isinstance(self.images, Tensor):
+            return self
+        rows = self.images.readable(workers)
+        paths = [self.images.paths[row] for row in rows]
+        return Part(type(self.images)(paths, self.images.bad), self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -33,12 +46,19 @@ class Dataset:
     classes: tuple[str, ...]
     train: Part
     test: Part
+    fingerprint: str  # of names and labels: the same as long as the split is
 
     @property
     def num_channels(self) -> int:
         """Channels of an image."""
         images = self.train.images
         return int(images.shape[1]) if isinstance(images, Tensor) else 3
+
+    @property
+    def bad_files(self) -> "BadFiles | None":
+        """Files found to be bad so far; None if the images are no files."""
+        images = self.train.images
+        return None if isinstance(images, Tensor) else images.bad
 
 
 def load(config: Config) -> Dataset:
@@ -48,19 +68,28 @@ def load(config: Config) -> Dataset:
         TrainerError: a package or folder is missing or holds too little.
     """
     if config.folder is not None:
-        paths, labels, classes = _scan(config.folder)
-        train, test = _split(labels, config.holdout, config.seed)
-        return Dataset(
-            printable(config.folder.name), classes,
-            Part([paths[i] for i in train], labels[train]),
-            Part([paths[i] for i in test], labels[test]),
-        )  # fmt: skip
+        return _load_folder(config, config.folder)
     images, labels = _mnist5k() if config.data == "mnist5k" else _digits()
     train, test = _split(labels, config.holdout, config.seed)
     classes = tuple(str(digit) for digit in range(10))
     return Dataset(
-        config.data, classes, Part(images[train], labels[train]), Part(images[test], labels[test])
+        config.data, classes, Part(images[train], labels[train]), Part(images[test], labels[test]),
+        f"{config.data} {len(labels)}",
+    )  # fmt: skip
+
+
+def _load_folder(config: Config, folder: Path) -> Dataset:
+    from swav_trainer.files import BadFiles, ImageFiles
+
+    paths, labels, classes = _scan(folder)
+    train, test = _split(labels, config.holdout, config.seed)
+    bad = BadFiles(len(paths))
+    parts = (
+        Part(ImageFiles([paths[i] for i in rows], bad), labels[rows]) for rows in (train, test)
     )
+    names = b"\0".join(os.fsencode(path.relative_to(folder)) for path in paths)
+    fingerprint = hashlib.sha256(names).hexdigest()
+    return Dataset(printable(folder.name), classes, *parts, fingerprint)
 
 
 def _mnist5k() -> tuple[Tensor, Tensor]:
@@ -90,10 +119,8 @@ def _scan(folder: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
     paths: list[Path] = []
     labels: list[int] = []
     classes: list[str] = []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(
-            path for path in class_folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-        )
+    for class_folder in sorted(_folders(folder)):
+        files = sorted(_images(class_folder))
         if files:
             paths += files
             labels += [len(classes)] * len(files)
@@ -103,7 +130,33 @@ def _scan(folder: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
             f"no images in {shown}: it wants a folder for each class that holds "
             f"{', '.join(IMAGE_SUFFIXES)} files"
         )
+    if len(classes) == 1:
+        raise TrainerError(
+            f"all images of {shown} are in one folder, {classes[0]}: the evaluation wants a folder "
+            "for each class, and two at least"
+        )
     return paths, torch.tensor(labels), tuple(classes)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except OSError as error:
+        _refuse(error)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the image files of a folder and of those in it; none is passed over in silence."""
+    return [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, onerror=_refuse)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise TrainerError(f"cannot read {printable(error.filename)}: {error.strerror}") from error
 
 
 def _split(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:

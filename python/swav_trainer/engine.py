@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from swav_trainer import checkpoint, optim, seeds
 from swav_trainer.alarm import Alarm, Watch
 from swav_trainer.config import Config
 from swav_trainer.data import Dataset
-from swav_trainer.errors import TrainerError
+from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
 from swav_trainer.model import Model
@@ -68,6 +68,11 @@ class Trainer:
                 f"{len(dataset.train)} training images make no batch of {config.batch_size}: "
                 "lower --batch-size"
             )
+        if config.arch != "small" and dataset.num_channels != 3:
+            raise TrainerError(
+                f"--arch {config.arch} wants images of 3 channels, those of {dataset.name} have "
+                f"{dataset.num_channels}: use --arch small"
+            )
         self.num_steps = self.loader.steps * config.epochs
         self.model = build_model(config, dataset.num_channels, self.device)
         self.optimizer = optim.build(self.model, config)
@@ -79,6 +84,15 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self._interrupted = threading.Event()
+        self._try_loss()
+
+    def _try_loss(self) -> None:
+        """Let a backend that cannot run here say so before anything is written."""
+        features = torch.zeros(
+            ASSIGN_CROPS, 1, self.config.feature_dim, device=self.device, dtype=self.dtype
+        )
+        with torch.no_grad():
+            self.loss(features)
 
     def train(self, log: Log) -> bool:
         """Train to the end; False if Ctrl-C came first. Either way the checkpoint is written."""
@@ -133,9 +147,10 @@ class Trainer:
                 queue=None if self.queue is None or potentials is not None else self.queue.rows(),
                 potentials=potentials,
                 return_stats=True,
-                backend=config.backend,
+                # None leaves the choice to SWAV_KERNELS_BACKEND first
+                backend=None if config.backend == "auto" else config.backend,
             )
-        except ValueError as error:  # a backend that cannot run here
+        except ValueError as error:  # a backend that cannot run here, an epsilon out of range
             raise TrainerError(str(error)) from error
         assert isinstance(result, tuple)
         return result
@@ -162,6 +177,7 @@ class Trainer:
             tensors["queue.position"] = self.queue.get_extra_state()
         state = {
             "step": self.step,
+            "data": self.dataset.fingerprint,
             "seconds": self.seconds,
             "recent": list(self.watch.recent),
             "alarms": [vars(alarm) for alarm in self.watch.raised],
@@ -172,6 +188,12 @@ class Trainer:
         """Go back to the checkpoint in the run's folder."""
         path = self.folder / checkpoint.NAME
         tensors, state = checkpoint.load(path)
+        if state.get("data") != self.dataset.fingerprint:
+            raise TrainerError(
+                f"the images of {self.dataset.name} are not those that the run in "
+                f"{printable(self.folder)} began with: another split would mix training and "
+                "held-out images; put them back, or start a new run"
+            )
         try:
             self.model.load_state_dict(
                 {
@@ -188,19 +210,26 @@ class Trainer:
             self.watch.recent.extend(state["recent"])
             self.watch.raised = [Alarm(**values) for values in state["alarms"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
             raise TrainerError(
-                f"the checkpoint {path} does not fit its run ({error}): start the run again"
+                f"the checkpoint {printable(path)} does not fit its run ({reason}): start the run "
+                "again"
             ) from error
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Let Ctrl-C end the run after the step that it falls in."""
+        """Let Ctrl-C end the run after the step that it falls in, and a second one at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before: Any = signal.getsignal(signal.SIGINT)
-        handler: Callable[..., None] = lambda *_: self._interrupted.set()  # noqa: E731
-        signal.signal(signal.SIGINT, handler)
+
+        def stop(*_: object) -> None:
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+            self._interrupted.set()
+
+        signal.signal(signal.SIGINT, stop)
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -20,45 +21,78 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 Image = np.ndarray
 
 
+class BadFiles:
+    """The files of a data set that cannot be read: counted, named, and refused if too many.
+
+    Args:
+        num_files: of the whole data set.
+    """
+
+    def __init__(self, num_files: int) -> None:
+        self.num_files = num_files
+        self.paths: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def add(self, path: Path) -> None:
+        """Count a file.
+
+        Raises:
+            TrainerError: more than one file in a hundred is bad.
+        """
+        with self._lock:
+            self.paths.add(path)
+            if len(self.paths) > MOST_BAD * self.num_files:
+                raise TrainerError(
+                    f"{len(self.paths)} of {self.num_files} image files cannot be read, more than "
+                    f"{MOST_BAD:.0%}: {self.names()}; mend or remove them"
+                )
+
+    def names(self, most: int = 5) -> str:
+        """Name the bad files, a few of them if they are many."""
+        names = [printable(path) for path in sorted(self.paths)]
+        return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 class ImageFiles:
-    """Decodes files; counts those that cannot be read and fails when they are too many.
+    """Files of one part of a data set, decoded when they are asked for.
 
     Args:
         paths: the files.
+        bad: takes in those that cannot be read.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], bad: BadFiles) -> None:
         self.paths = paths
-        self.bad: set[Path] = set()
-        self._lock = threading.Lock()
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
     def read(self, index: int) -> Image:
         """Return file `index`, or the next one that can be read, as RGB [H, W, 3] uint8.
 
         Raises:
-            TrainerError: more than one file in a hundred is bad.
+            TrainerError: too many files are bad.
         """
         for offset in range(len(self.paths)):
             path = self.paths[(index + offset) % len(self.paths)]
             image = decode(path)
             if image is not None:
                 return image
-            self._count(path)
+            self.bad.add(path)
         raise TrainerError(f"none of the {len(self.paths)} image files can be read")
 
-    def _count(self, path: Path) -> None:
-        with self._lock:
-            self.bad.add(path)
-            if len(self.bad) > max(1, MOST_BAD * len(self.paths)):
-                raise TrainerError(
-                    f"{len(self.bad)} of {len(self.paths)} image files cannot be read, more than "
-                    f"{MOST_BAD:.0%}: {self.names()}"
-                )
+    def readable(self, workers: int) -> list[int]:
+        """Decode every file; the rows that can be read, in order."""
 
-    def names(self, most: int = 5) -> str:
-        """Name the bad files, a few of them if they are many."""
-        names = [printable(path) for path in sorted(self.bad)]
-        return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+        def is_good(path: Path) -> bool:
+            if decode(path) is not None:
+                return True
+            self.bad.add(path)
+            return False
+
+        with ThreadPoolExecutor(workers or None) as pool:
+            return [row for row, good in enumerate(pool.map(is_good, self.paths)) if good]
 
 
 def decode(path: Path) -> Image | None:

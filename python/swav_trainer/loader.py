@@ -28,11 +28,7 @@ class Loader:
         self.part = part
         self.config = config
         self.steps = len(part) // config.batch_size
-        self.files = None
-        if not isinstance(part.images, Tensor):
-            from swav_trainer.files import ImageFiles  # OpenCV, for files only
-
-            self.files = ImageFiles(part.images)
+        self.files = None if isinstance(part.images, Tensor) else part.images
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """Yield each step's crops: [2 B, C, H, W] global ones, crop by crop, then local ones."""

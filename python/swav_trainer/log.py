@@ -18,10 +18,18 @@ PLAIN_SECONDS = 20.0  # between two lines where the output is no terminal
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl."""
+    """Return the lines of a run's metrics.jsonl, without one that a crash left half written."""
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = []
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and "step" in values:
+            lines.append(values)
+    return lines
 
 
 class Log:
@@ -41,7 +49,9 @@ class Log:
         self.console = Console(stderr=False, highlight=False)
         kept = [line for line in read(folder) if line["step"] <= first_step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        (folder / METRICS).write_text(text, encoding="utf-8")
+        temporary = folder / f"{METRICS}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / METRICS)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._first, self._num_steps, self._epoch_steps = first_step, num_steps, steps_an_epoch
         self._every = every

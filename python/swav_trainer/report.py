@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from swav_trainer import log
-from swav_trainer.alarm import COLLAPSED_USAGE
+from swav_trainer.alarm import COLLAPSED_USAGE, GRACE
 from swav_trainer.config import FIELDS, Config
 from swav_trainer.data import Dataset
 from swav_trainer.evaluation import Scores, features_of
 from swav_trainer.loader import Loader
 from swav_trainer.model import Model
 
-GALLERY_ROWS, GALLERY_IMAGES = 16, 10
+GALLERY_ROWS, GALLERY_IMAGES = 18, 10
 THUMBNAIL = 48  # pixels
 MOST_POINTS = 2000  # of the map
 KINDS = {"swav": "SwAV", "pixels": "raw pixels", "random": "same network, untrained"}
@@ -62,7 +62,7 @@ def write(
     text = page.substitute(
         title=html.escape(f"SwAV on {dataset.name}"),
         summary=html.escape(_summary(config, dataset, scores, seconds)),
-        alarms=_alarms(alarms, bad_files),
+        alarms=_alarms(alarms, bad_files, int(steps[-1]["step"])),
         table=_table(scores),
         curves=_curves(steps, config.num_prototypes),
         gallery=_gallery(config, dataset, model),
@@ -88,7 +88,7 @@ def _settings(config: Config) -> str:
     return "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in values.items())
 
 
-def _alarms(alarms: Sequence[dict[str, Any]], bad_files: str) -> str:
+def _alarms(alarms: Sequence[dict[str, Any]], bad_files: str, num_steps: int) -> str:
     notes = [
         f'<p class="alarm"><b>{html.escape(a["diagnosis"])}</b> from step {a["step"]} on. '
         f"{html.escape(a['cause'])} {html.escape(a['remedy'])}</p>"
@@ -96,6 +96,11 @@ def _alarms(alarms: Sequence[dict[str, Any]], bad_files: str) -> str:
     ]
     if bad_files:
         notes.append(f'<p class="alarm">{html.escape(bad_files)}</p>')
+    if num_steps < GRACE:
+        notes.append(
+            f'<p class="short">No verdict on collapse: {num_steps} steps are too few, the alarm '
+            f"judges from step {GRACE} on.</p>"
+        )
     return "".join(notes) or '<p class="fine">No alarm: the prototypes stayed in use.</p>'
 
 
@@ -174,7 +179,7 @@ def _gallery(config: Config, dataset: Dataset, model: Model) -> str:
         name = html.escape(dataset.classes[common])
         rows.append(
             f"<div class=prototype><div class=images>{images}</div>"
-            f"<p>{int(fill[prototype])} images, {100 * purity:.0f} % {name}</p></div>"
+            f"<p>{int(fill[prototype])} images, {100 * purity:.0f} % are {name}</p></div>"
         )
     return "".join(rows)
 

@@ -10,9 +10,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from swav_trainer import checkpoint, data, report
 from swav_trainer import config as settings
-from swav_trainer import data, report
 from swav_trainer.config import Config
+from swav_trainer.data import Dataset
 from swav_trainer.engine import Trainer, build_model
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import Scores, evaluate
@@ -41,7 +42,7 @@ def train(arguments: Sequence[str]) -> int:
     """Run `swav train` with its arguments; returns the exit code."""
     resume = _value_of("resume", arguments)
     if resume is not None:
-        if len(arguments) > (1 if any("=" in x for x in arguments) else 2):
+        if len(arguments) > (1 if arguments[0].startswith("--resume=") else 2):
             raise TrainerError("--resume takes every setting from the run: give no other option")
         folder = Path(resume)
         if not folder.is_dir():
@@ -82,7 +83,7 @@ def _new_folder(output: Path | None, config: Config) -> Path:
         name = config.data if config.folder is None else printable(config.folder.name)
         candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
         output = next(path for path in candidates if not path.exists())
-    elif (output / CONFIG).exists():
+    elif (output / checkpoint.NAME).exists():
         raise TrainerError(
             f"{printable(output)} holds a run already: go on with --resume {printable(output)}, or "
             "name another --output"
@@ -93,6 +94,8 @@ def _new_folder(output: Path | None, config: Config) -> Path:
 def _run(config: Config, folder: Path, resumes: bool) -> int:
     console = Console(highlight=False)
     dataset = data.load(config)
+    # before the training: a part too bad to be judged by would waste it
+    dataset = dataclasses.replace(dataset, test=dataset.test.readable(config.workers))
     trainer = Trainer(config, dataset, folder)
     if resumes:
         trainer.restore()
@@ -124,9 +127,10 @@ def _run(config: Config, folder: Path, resumes: bool) -> int:
 def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     started = time.perf_counter()
     config, dataset = trainer.config, trainer.dataset
+    dataset = dataclasses.replace(dataset, train=dataset.train.readable(config.workers))
     untrained = build_model(config, dataset.num_channels, trainer.device)
     scores, features = evaluate(config, dataset, trainer.model, untrained)
-    bad = _bad_files(trainer)
+    bad = _bad_files(dataset)
     if bad:
         console.print(bad, markup=False, soft_wrap=True)
     seconds = trainer.seconds + time.perf_counter() - started
@@ -147,11 +151,14 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     )  # fmt: skip
 
 
-def _bad_files(trainer: Trainer) -> str:
-    files = trainer.loader.files
-    if files is None or not files.bad:
+def _bad_files(dataset: Dataset) -> str:
+    bad = dataset.bad_files
+    if bad is None or not bad.paths:
         return ""
-    return f"{len(files.bad)} image files could not be read and were skipped: {files.names()}"
+    return (
+        f"{len(bad.paths)} of {bad.num_files} image files could not be read and were skipped: "
+        f"{bad.names()}"
+    )
 
 
 def _table(scores: dict[str, Scores]) -> Table:
