@@ -99,10 +99,10 @@ void define_cpu(py::module_ module) {
       module, "sinkhorn_potentials",
       +[](Address scores, int dtype, Address sample_weights, Address log_prototype_weights,
           Address f, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
-          double epsilon, int iterations, int threads) {
-        kernels.sinkhorn_potentials(scores_at(scores, dtype), at<T>(sample_weights),
-                                    at<T>(log_prototype_weights), at<T>(f), num_problems,
-                                    num_samples, num_prototypes, epsilon, iterations, threads);
+          double epsilon, int iterations, bool bfloat16, int threads) {
+        kernels.sinkhorn_potentials(
+            scores_at(scores, dtype), at<T>(sample_weights), at<T>(log_prototype_weights), at<T>(f),
+            num_problems, num_samples, num_prototypes, epsilon, iterations, bfloat16, threads);
       });
   define(
       module, "sinkhorn_codes",
@@ -208,7 +208,8 @@ void define_cuda(py::module_ module) {
       module, "sinkhorn_potentials",
       +[](Address scores, int dtype, Address sample_weights, Address log_prototype_weights,
           Address f, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
-          double epsilon, int iterations, Address workspace, int device, Address stream) {
+          double epsilon, int iterations, bool /* bfloat16: nothing to gain here */,
+          Address workspace, int device, Address stream) {
         return Kernels::potentials(
             {scores_at(scores, dtype), num_problems, num_samples, num_prototypes, epsilon,
              at<void>(workspace), device, at<void>(stream)},

@@ -65,7 +65,7 @@ struct Kernels {
   void (*sinkhorn_potentials)(Scores scores, const T* sample_weights,
                               const T* log_prototype_weights, T* f, int64_t num_problems,
                               int64_t num_samples, int64_t num_prototypes, double epsilon,
-                              int iterations, int threads);
+                              int iterations, bool bfloat16, int threads);
   // codes [A, N, K] = softmax_k(s / epsilon + f), one-hot if hard, exp(s / epsilon + f) if not
   // normalized; codes may be the scores themselves.
   void (*sinkhorn_codes)(Scores scores, const T* f, T* codes, int64_t num_problems,

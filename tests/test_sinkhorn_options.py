@@ -129,6 +129,25 @@ def test_bfloat16_precision_is_accepted(backend: str, device: str) -> None:
     assert (codes.sum(-1) - 1).abs().max() <= 1e-2
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_prototypes", [300, 3001, 3008])
+def test_potentials_of_more_scores_than_a_cache_holds(
+    backend: str, device: str, num_prototypes: int, precision: str
+) -> None:
+    scores = make_scores("cosines", 130, num_prototypes)
+    for iterations in (1, 2, 4):
+        wanted = sinkhorn(scores.double(), iterations=iterations)
+        f = sk.sinkhorn_potentials(
+            scores.to(device), iterations, precision=precision, backend=backend
+        )
+        codes = torch.softmax(scores.double() / 0.05 + f.double().cpu(), -1)
+        if precision == "float32":
+            assert_codes(codes.float(), wanted, scores, 0.05)
+        else:  # every number that is kept may be off by 2^-9
+            assert ((codes - wanted).abs() <= 0.008 * wanted + 1e-6).all()
+
+
 def test_out_is_written_and_returned(backend: str, device: str) -> None:
     scores = make_scores("cosines", 63, 37).to(device)
     fresh = sk.sinkhorn(scores, backend=backend)

@@ -44,11 +44,11 @@ def call_on_scores(dtype: str) -> None:
     for num_problems, num_prototypes in ((2, K), (2, LONG_K)):
         scores = empty(num_problems, N, num_prototypes, dtype=dtype)
         f = empty(num_problems, num_prototypes)
-        sinkhorn.potentials(scores, empty(num_problems, N), f[0], 0.05, 2)
+        sinkhorn.potentials(scores, empty(num_problems, N), f[0], 0.05, 2, "float32")
         for hard, normalized in ((False, True), (False, False), (True, True)):
             sinkhorn.codes(scores, f, 0.05, hard, normalized, empty(*scores.shape))
         swapped_cross_entropy.loss_and_gradient(scores, scores, ASSIGN, 0.1, True)
-    sinkhorn.potentials(scores, None, None, 0.05, 1)
+    sinkhorn.potentials(scores, None, None, 0.05, 1, "float32")
     features, prototypes = empty(N, 128, dtype=dtype), empty(K, 128, dtype=dtype)
     prototype_scores.scores(features, prototypes)
     prototype_scores.gradients(empty(N, K, dtype=dtype), features, prototypes, True, True)

@@ -5,6 +5,7 @@
 // goes. E is kept from sweep to sweep where there is memory for it, else computed again.
 #pragma once
 
+#include "kept.h"
 #include "parallel.h"
 #include "potentials.h"
 #include "row_groups.h"
@@ -14,50 +15,23 @@ namespace {
 
 constexpr double kLargestExponent = 40;  // cosines reach 29 at epsilon = 0.05
 
-// Where E is kept from sweep to sweep: in the place of the codes ...
-template <typename T>
-struct InCodes {
-  using Element = T;
-  static int64_t stride(int64_t n) { return n; }
-  template <typename Width>
-  static Vec<T> get(const T* p, Width width) {
-    return swav::cpu::SWAV_ISA::get(p, width, T(0));
-  }
-  template <typename Width>
-  static void put(T* p, Vec<T> v, Width width) {
-    swav::cpu::SWAV_ISA::put(p, v, width);
-  }
-};
-
-// ... or in memory of its own, with rows of whole vectors
-template <typename T>
-struct InScratch {
-  using Element = T;
-  static int64_t stride(int64_t n) { return round_up(n, kLanes<T>); }
-  template <typename Width>
-  static Vec<T> get(const T* p, Width) {
-    return load(p);
-  }
-  template <typename Width>
-  static void put(T* p, Vec<T> v, Width) {
-    store(p, v);
-  }
-};
-
 template <typename T, typename Store>
 class Linear {
  public:
   using Element = typename Store::Element;
+  static constexpr int kVectors = Store::kVectors;
 
-  // e [N, Store::stride(K)] holds E between the sweeps, and may be the scores themselves; if it is
-  // null, E is computed again in each
-  Linear(Scores scores, int64_t first, Element* e, int64_t num_samples, int64_t num_prototypes,
-         T scale, int threads)
+  // e [num_kept, Store::stride(K)] holds E of the first rows between the sweeps, and may be the
+  // scores themselves; that of other rows is computed again in each. num_kept is all rows or a
+  // multiple of kSlotRows.
+  Linear(Scores scores, int64_t first, Element* e, int64_t num_kept, int64_t num_samples,
+         int64_t num_prototypes, T scale, int threads)
       : scores_(scores),
         first_(first),
         e_(e),
+        num_kept_(num_kept),
         num_prototypes_(num_prototypes),
-        stride_(round_up(num_prototypes, kLanes<T>)),
+        stride_(round_up(num_prototypes, kVectors * kLanes<T>)),
         e_stride_(Store::stride(num_prototypes)),
         scale_(scale),
         threads_(threads),
@@ -90,16 +64,23 @@ class Linear {
       over_row_blocks(slot, sums, [&](auto group, int64_t b, T* block_sums) {
         const T* rows[kGroupRows];
         for (int i = 0; i < group; ++i) rows[i] = read_row(b + i, row_buffer.as<T>() + i * stride_);
-        over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
-          Vec<T> sum = load(block_sums + k);
-          for (int i = 0; i < group; ++i) {
-            const Vec<T> score = get(rows[i] + k, width, T(0));
-            const Vec<T> x = exp2_product(score, scale_);
-            largest = larger_magnitude(score, largest);
-            if (e_ != nullptr) Store::put(e_ + (b + i) * e_stride_ + k, x, width);
-            sum += x;
+        const bool keeps = b < num_kept_;
+        over_vectors<T, kVectors>(num_prototypes_, [&](int64_t k, auto width) {
+          Vec<T> x[decltype(group)::value][kVectors];
+          for (int j = 0; j < kVectors; ++j) {
+            const int64_t at = k + j * kLanes<T>;
+            Vec<T> sum = load(block_sums + at);
+            for (int i = 0; i < group; ++i) {
+              prefetch_next_group(rows[i] + at);
+              const Vec<T> score = get(rows[i] + at, vector_of<T>(width, j), T(0));
+              largest = larger_magnitude(score, largest);
+              x[i][j] = exp2_product(score, scale_);
+              sum += x[i][j];
+            }
+            store(block_sums + at, sum);
           }
-          store(block_sums + k, sum);
+          if (keeps)
+            for (int i = 0; i < group; ++i) Store::put(e_ + (b + i) * e_stride_ + k, x[i], width);
         });
       });
       largest_.as<Ints<T>>()[slot] = largest;
@@ -114,22 +95,30 @@ class Linear {
     over_slots([&](int64_t slot, T* sums) {
       Scratch buffer(kGroupRows * stride_ * sizeof(Element));
       over_row_blocks(slot, sums, [&](auto group, int64_t b, T* block_sums) {
-        const Element* rows[kGroupRows];
+        Element* rows[kGroupRows];
         T a[kGroupRows];
+        const bool is_kept = b < num_kept_;
         for (int i = 0; i < group; ++i)
-          rows[i] = exp_row(b + i, buffer.as<Element>() + i * stride_);
-        inverse_sums<group>(rows, a);
-        over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
-          Vec<T> sum = load(block_sums + k);
-          for (int i = 0; i < group; ++i) sum += Store::get(rows[i] + k, width) * a[i];
-          store(block_sums + k, sum);
+          rows[i] = is_kept ? e_ + (b + i) * e_stride_ : buffer.as<Element>() + i * stride_;
+        if (is_kept)
+          inverse_sums<group>(rows, a);
+        else
+          compute_inverse_sums<group>(b, rows, a);
+        over_vectors<T, kVectors>(num_prototypes_, [&](int64_t k, auto width) {
+          Vec<T> sum[kVectors], x[kVectors];
+          for (int j = 0; j < kVectors; ++j) sum[j] = load(block_sums + k + j * kLanes<T>);
+          for (int i = 0; i < group; ++i) {
+            Store::get(rows[i] + k, width, x);
+            for (int j = 0; j < kVectors; ++j) sum[j] += x[j] * a[i];
+          }
+          for (int j = 0; j < kVectors; ++j) store(block_sums + k + j * kLanes<T>, sum[j]);
         });
       });
     });
     combine();
   }
 
-  // Last sweep: codes a u E in the place of E
+  // Last sweep: codes a u E in the place of E, which is kept of all rows
   void codes() {
     const T* u = u_.as<T>();
     over_slots([&](int64_t slot, T*) {
@@ -140,8 +129,12 @@ class Linear {
         inverse_sums<group>(rows, a);
         over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
           const Vec<T> factor = load(u + k);
-          for (int i = 0; i < group; ++i)
-            Store::put(rows[i] + k, Store::get(rows[i] + k, width) * (factor * a[i]), width);
+          for (int i = 0; i < group; ++i) {
+            Vec<T> x[1];
+            Store::get(rows[i] + k, width, x);
+            x[0] *= factor * a[i];
+            Store::put(rows[i] + k, x, width);
+          }
         });
       });
     });
@@ -216,17 +209,20 @@ class Linear {
     for (int64_t k = num_prototypes_; k < stride_; ++k) u_.as<T>()[k] = T(0);
   }
 
-  // a = 1 / sum_k u_k E of a group of rows
-  template <int kRows>
-  void inverse_sums(const Element* const* rows, T* a) const {
+  // a = 1 / sum_k u_k E of a group of rows, each step of which read(i, k, width, E) fetches
+  template <int kRows, typename Read>
+  void inverse_sums_of(const Read& read, T* a) const {
     const T* u = u_.as<T>();
     Vec<T> total[kRows], block[kRows];
     for (int i = 0; i < kRows; ++i) total[i] = block[i] = Vec<T>{};
-    over_blocks<T>(
+    over_blocks<T, kVectors>(
         num_prototypes_,
         [&](int64_t k, auto width) {
-          const Vec<T> factor = load(u + k);
-          for (int i = 0; i < kRows; ++i) block[i] += Store::get(rows[i] + k, width) * factor;
+          for (int i = 0; i < kRows; ++i) {
+            Vec<T> x[kVectors];
+            read(i, k, width, x);
+            for (int j = 0; j < kVectors; ++j) block[i] += x[j] * load(u + k + j * kLanes<T>);
+          }
         },
         [&] {
           for (int i = 0; i < kRows; ++i) {
@@ -237,25 +233,44 @@ class Linear {
     for (int i = 0; i < kRows; ++i) a[i] = T(1) / sum_lanes<T>(total[i]);
   }
 
-  const T* read_row(int64_t b, T* buffer) const {
-    return read(scores_, first_ + b * num_prototypes_, num_prototypes_, buffer);
+  template <int kRows>
+  void inverse_sums(const Element* const* rows, T* a) const {
+    inverse_sums_of<kRows>([&](int i, int64_t k, auto width,
+                               Vec<T>(&x)[kVectors]) { Store::get(rows[i] + k, width, x); },
+                           a);
   }
 
-  // Row b of E
-  const Element* exp_row(int64_t b, Element* buffer) const {
-    if (e_ != nullptr) return e_ + b * e_stride_;
-    Scratch row_buffer(stride_ * sizeof(T));
-    const T* row = read_row(b, row_buffer.as<T>());
-    over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
-      Store::put(buffer + k, exp2_product(get(row + k, width, T(0)), scale_), width);
-    });
-    return buffer;
+  // The same from the scores of rows b, ...; E is left in `rows`
+  template <int kRows>
+  void compute_inverse_sums(int64_t b, Element* const* rows, T* a) const {
+    Scratch row_buffer(kRows * stride_ * sizeof(T));
+    const T* scores[kRows];
+    for (int i = 0; i < kRows; ++i) scores[i] = read_row(b + i, row_buffer.as<T>() + i * stride_);
+    inverse_sums_of<kRows>(
+        [&](int i, int64_t k, auto width, Vec<T>(&x)[kVectors]) {
+          for (int j = 0; j < kVectors; ++j) {
+            const T* p = scores[i] + k + j * kLanes<T>;
+            prefetch_next_group(p);
+            x[j] = exp2_product(get(p, vector_of<T>(width, j), T(0)), scale_);
+          }
+          Store::put(rows[i] + k, x, width);
+        },
+        a);
+  }
+
+  // A processor does not look ahead past a page of a row by itself
+  void prefetch_next_group(const T* p) const {
+    __builtin_prefetch(p + kGroupRows * num_prototypes_, 0, 2);
+  }
+
+  const T* read_row(int64_t b, T* buffer) const {
+    return read(scores_, first_ + b * num_prototypes_, num_prototypes_, buffer);
   }
 
   Scores scores_;
   int64_t first_;
   Element* e_;
-  int64_t num_prototypes_, stride_, e_stride_;
+  int64_t num_kept_, num_prototypes_, stride_, e_stride_;
   T scale_;
   int threads_;
   Pieces slots_;

@@ -1,6 +1,8 @@
 // Rows of any floating type as rows of T, and loops over a row whose length no vector divides.
 #pragma once
 
+#include <algorithm>
+
 #include "../kernels.h"
 #include "vec.h"
 
@@ -8,10 +10,21 @@ namespace swav::cpu::SWAV_ISA {
 namespace {
 
 struct Whole {};  // a full vector
-struct Part {     // the first `count` lanes
+struct Part {     // the first `count` lanes, of one vector or of several side by side
   int64_t count;
   bool has_before;  // a whole vector that ends with them lies in the same row
 };
+
+// The part of vector j of several
+template <typename T>
+inline Whole vector_of(Whole, int) {
+  return {};
+}
+template <typename T>
+inline Part vector_of(Part part, int j) {
+  const int64_t count = part.count - j * kLanes<T>;
+  return {std::clamp<int64_t>(count, 0, kLanes<T>), part.has_before || j > 0};
+}
 
 template <typename T>
 inline Vec<T> get(const T* p, Whole, T) {
@@ -52,22 +65,23 @@ inline void put(T* p, Vec<T> v, Part part) {
 }
 #endif
 
-// body(k, width) for every vector of n elements; the last one may be a Part
-template <typename T, typename Body>
+// body(k, width) for every vector of n elements, or for as many vectors side by side as are asked
+// for; the last one may be a Part
+template <typename T, int kVectors = 1, typename Body>
 inline void over_vectors(int64_t n, const Body& body) {
   int64_t k = 0;
-  for (; k + kLanes<T> <= n; k += kLanes<T>) body(k, Whole{});
+  for (; k + kVectors * kLanes<T> <= n; k += kVectors * kLanes<T>) body(k, Whole{});
   if (k < n) body(k, Part{n - k, k > 0});
 }
 
 // As above in blocks of at most kBlock vectors, after each of which flush() is called: a sum of
 // blocks keeps its digits where one running sum would lose them
 constexpr int64_t kBlock = 64;
-template <typename T, typename Body, typename Flush>
+template <typename T, int kVectors = 1, typename Body, typename Flush>
 inline void over_blocks(int64_t n, const Body& body, const Flush& flush) {
   for (int64_t begin = 0; begin < n; begin += kBlock * kLanes<T>) {
     const int64_t size = n - begin < kBlock * kLanes<T> ? n - begin : kBlock * kLanes<T>;
-    over_vectors<T>(size, [&](int64_t k, auto width) { body(begin + k, width); });
+    over_vectors<T, kVectors>(size, [&](int64_t k, auto width) { body(begin + k, width); });
     flush();
   }
 }

@@ -8,7 +8,10 @@
 namespace swav::cpu::SWAV_ISA {
 namespace {
 
-constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of E that potentials() keeps
+// Bytes of E that stay in a core's own cache. Beyond it, reading E costs more than computing it
+// again from the scores, which have to be read as well; but bfloat16 is worth keeping.
+constexpr int64_t kNear = int64_t(1) << 20;
+constexpr int64_t kMostKept = int64_t(32) << 20;
 
 // The largest logit's index, the lowest one on ties
 template <typename T>
@@ -80,20 +83,20 @@ void log_domain_potentials(Scores scores, const T* sample_weights, const T* log_
       log_prototype_weights, num_prototypes, iterations, f);
 }
 
-template <typename T>
-void potentials(Scores scores, const T* sample_weights, const T* log_prototype_weights, T* f,
-                int64_t num_problems, int64_t num_samples, int64_t num_prototypes, double epsilon,
-                int iterations, int threads) {
-  using Store = InScratch<T>;
+// f [A, K] by sweeps that keep E in `Store` of all rows, or of none
+template <typename T, typename Store>
+void potentials_by(bool keeps, Scores scores, const T* sample_weights,
+                   const T* log_prototype_weights, T* f, int64_t num_problems, int64_t num_samples,
+                   int64_t num_prototypes, double epsilon, int iterations, int threads) {
+  using Element = typename Store::Element;
   const T scale = T(kLog2E / epsilon);
   const int64_t plane = num_samples * num_prototypes;
   const bool is_plain = sample_weights == nullptr && log_prototype_weights == nullptr && plane > 0;
-  const int64_t bytes = num_samples * Store::stride(num_prototypes) * int64_t(sizeof(T));
-  const bool keeps = is_plain && iterations > 1 && bytes <= kMostKept;
-  Scratch kept(keeps ? bytes : 0);
+  const int64_t kept_rows = is_plain && keeps && iterations > 1 ? num_samples : 0;
+  Scratch kept(kept_rows * Store::stride(num_prototypes) * sizeof(Element));
   for (int64_t a = 0; a < num_problems; ++a) {
     if (is_plain) {
-      Linear<T, Store> linear(scores, a * plane, keeps ? kept.as<T>() : nullptr, num_samples,
+      Linear<T, Store> linear(scores, a * plane, kept.as<Element>(), kept_rows, num_samples,
                               num_prototypes, scale, threads);
       if (linear.first_sweep()) {
         for (int iteration = 1; iteration < iterations; ++iteration) linear.later_sweep();
@@ -108,6 +111,22 @@ void potentials(Scores scores, const T* sample_weights, const T* log_prototype_w
   }
 }
 
+template <typename T>
+void potentials(Scores scores, const T* sample_weights, const T* log_prototype_weights, T* f,
+                int64_t num_problems, int64_t num_samples, int64_t num_prototypes, double epsilon,
+                int iterations, bool bfloat16, int threads) {
+  const auto run = [&](auto store, bool keeps) {
+    potentials_by<T, decltype(store)>(keeps, scores, sample_weights, log_prototype_weights, f,
+                                      num_problems, num_samples, num_prototypes, epsilon,
+                                      iterations, threads);
+  };
+  const int64_t numbers = num_samples * num_prototypes;
+  const bool is_near = numbers * int64_t(sizeof(T)) <= kNear;
+  if constexpr (std::is_same_v<T, float>)
+    if (bfloat16 && !is_near && 2 * numbers <= kMostKept) return run(InHalves{}, true);
+  run(InScratch<T>{}, is_near);
+}
+
 // Potentials and codes at once, without weights: E grows in the place of the codes
 template <typename T>
 void sinkhorn(Scores scores, T* out, int64_t num_problems, int64_t num_samples,
@@ -118,8 +137,8 @@ void sinkhorn(Scores scores, T* out, int64_t num_problems, int64_t num_samples,
   T* f = potentials_buffer.as<T>();
   for (int64_t a = 0; a < num_problems && plane > 0; ++a) {
     T* codes_out = out + a * plane;
-    Linear<T, InCodes<T>> linear(scores, a * plane, codes_out, num_samples, num_prototypes, scale,
-                                 threads);
+    Linear<T, InCodes<T>> linear(scores, a * plane, codes_out, num_samples, num_samples,
+                                 num_prototypes, scale, threads);
     // E in the place of the scores would leave nothing to fall back on
     const bool in_place = scores.data == out;
     if ((!in_place || linear.in_range()) && linear.first_sweep()) {

@@ -18,12 +18,14 @@ def potentials(
     log_prototype_weights: Tensor | None,
     epsilon: float,
     iterations: int,
+    precision: str,
 ) -> Tensor:
-    """[A, N, K] -> f [A, K] after all iterations."""
+    """[A, N, K] -> f [A, K] after all iterations; "bfloat16" rounds what is kept between them."""
     f = _per_prototype(scores)
     _run(
         "sinkhorn_potentials", f.dtype, scores, address(sample_weights),
         address(log_prototype_weights), address(f), *scores.shape, epsilon, iterations,
+        precision == "bfloat16",
     )  # fmt: skip
     return f
 

@@ -33,13 +33,17 @@ def potentials(
     iterations: int,
     shift: float | None,
     group: Group,
+    precision: str,
     *options: str,
 ) -> Tensor:
-    """Return f [A, K] from a backend's sweeps over scores, or over features and prototypes."""
+    """Return f [A, K] from a backend's sweeps over scores, or over features and prototypes.
+
+    Sweeps take the options; the kernel that runs all iterations by itself takes the precision.
+    """
     log_r = None if prototype_weights is None else prototype_weights.log()
     if group is None and hasattr(kernels, "potentials"):
         f: Tensor = kernels.potentials(
-            *inputs, sample_weights, log_r, epsilon, iterations, *options
+            *inputs, sample_weights, log_r, epsilon, iterations, precision
         )
         return f
     return solve(

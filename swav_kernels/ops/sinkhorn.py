@@ -163,6 +163,7 @@ class _Problem:
     sample_weights: Tensor | None  # [A, N]
     shift: float | None
     group: Group
+    precision: str
     acc: torch.dtype
     kernels: ModuleType | None
 
@@ -191,7 +192,7 @@ class _Problem:
             )  # fmt: skip
         return potentials(
             self.kernels, (self.scores,), self.sample_weights, self.prototype_weights, self.epsilon,
-            self.iterations, self.shift, self.group,
+            self.iterations, self.shift, self.group, self.precision,
         )  # fmt: skip
 
     def unbalanced_potentials(self) -> Tensor:
@@ -273,6 +274,7 @@ def _prepare(
         sample_weights=sample_weights,
         shift=None if sample_weights is not None else shift_from_bound(score_bound, epsilon),
         group=group,
+        precision=precision,
         acc=acc,
         kernels=None if name == "reference" else dispatch.kernels(OP, name),
     )

@@ -121,6 +121,7 @@ def balance(
         return potentials(
             dispatch.kernels(OP, name), (features.contiguous(), prototypes.contiguous()),
             sample_weights, prototype_weights, epsilon, iterations, None, group, precision,
+            precision,
         )  # fmt: skip
 
 

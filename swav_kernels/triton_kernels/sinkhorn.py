@@ -156,8 +156,9 @@ def potentials(
     log_r: Tensor | None,
     epsilon: float,
     iterations: int,
+    precision: str,
 ) -> Tensor:
-    """Return f [A, K] after T iterations."""
+    """Return f [A, K] after T iterations; nothing is kept between them that could be rounded."""
     if scores.numel() == 0:
         return _per_prototype(scores, -torch.inf)
     return steps.iterate(
