@@ -73,7 +73,10 @@ def write_jpeg(path: Path) -> None:
 
 def trainer_pipeline(path: Path) -> Callable[[], object]:
     """The trainer's own loader."""
-    loader = Loader(Part([path] * NUM_IMAGES, torch.zeros(NUM_IMAGES, dtype=torch.int64)), recipe())
+    from swav_trainer.files import BadFiles, ImageFiles
+
+    images = ImageFiles([path] * NUM_IMAGES, BadFiles(NUM_IMAGES))
+    loader = Loader(Part(images, torch.zeros(NUM_IMAGES, dtype=torch.int64)), recipe())
     return lambda: list(loader.batches(0))
 
 

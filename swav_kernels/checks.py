@@ -24,8 +24,9 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(op)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
-        device_type = "meta" if first is None else first.device.type
+        # the tensor that every op begins with, or the op says what it wants
+        first = args[0] if args else kwargs.get("features", kwargs.get("scores"))
+        device_type = first.device.type if isinstance(first, Tensor) else "meta"
         if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return op(*args, **kwargs)
         with torch.autocast(device_type, enabled=False):
@@ -86,10 +87,14 @@ def check_shape(op: str, argument: str, value: Tensor, wanted: Sequence[int], me
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
     """Require that all given tensors live on one device."""
-    given = {name: t.device for name, t in tensors.items() if t is not None}
-    first_name, first = next(iter(given.items()))
-    for name, device in given.items():
-        if device != first:
+    first_name, first = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        device = tensor.device
+        if first is None:
+            first_name, first = name, device
+        elif device != first:
             raise ValueError(
                 f"{op}: {name} is on {device} but {first_name} on {first}; "
                 f"move it with .to('{first}')"
@@ -159,14 +164,17 @@ def check_assign(op: str, assign: object, num_crops: int) -> tuple[int, ...]:
             f"{op}: at least 2 crops are needed (V >= 2), got {num_crops}; "
             "a crop predicts another's codes"
         )
-    if not isinstance(assign, Sequence) or not all(
+    if type(assign) is tuple and list(map(type, assign)) == [int] * len(assign):
+        crops = assign  # the common case, which the check below takes longer to see
+    elif isinstance(assign, Sequence) and all(
         isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in assign
     ):
+        crops = tuple(int(i) for i in assign)
+    else:
         raise TypeError(
             f"{op}: assign must be a tuple of crop indices, got {assign!r}; the paper's is (0, 1)"
         )
-    crops = tuple(int(i) for i in assign)
-    if not crops or len(set(crops)) != len(crops) or not all(0 <= i < num_crops for i in crops):
+    if not crops or len(set(crops)) != len(crops) or min(crops) < 0 or max(crops) >= num_crops:
         raise ValueError(
             f"{op}: assign must be distinct crop indices in 0..{num_crops - 1}, got {crops}; "
             "the paper's is (0, 1)"
@@ -237,19 +245,18 @@ def check_not_empty(op: str, argument: str, size: int, letter: str) -> None:
 
 def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
     """Return float64 if any input is, else float32: sums never run in half."""
-    return (
-        torch.float64
-        if any(t is not None and t.dtype == torch.float64 for t in tensors)
-        else torch.float32
-    )
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to the common floating dtype; each gradient still returns in its own input's dtype."""
-    dtype = tensors[0].dtype
-    if all(t.dtype == dtype for t in tensors):
+    dtypes = [t.dtype for t in tensors]
+    if dtypes.count(dtypes[0]) == len(dtypes):
         return tensors
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    dtype = functools.reduce(torch.promote_types, dtypes)
     return tuple(t.to(dtype) for t in tensors)
 
 

@@ -153,8 +153,10 @@ def choose_backend(
     if not isinstance(name, str) or name not in BACKENDS:
         check_backend_name(caller or op, source, name)
     if name == "auto":
-        order = _AUTO_ORDER.get(device.type, _AUTO_ORDER_OTHER)
-        return next(name for name in order if why_not(name, op, device, dtype) is None)
+        for name in _AUTO_ORDER.get(device.type, _AUTO_ORDER_OTHER):
+            if why_not(name, op, device, dtype) is None:
+                break
+        return name
     reason = why_not(name, op, device, dtype)
     if reason is not None:
         raise ValueError(f"{caller or op}: backend '{name}' cannot run here: {reason}")

@@ -330,7 +330,10 @@ def test_autocast_does_not_cost_digits(backend: str, device: str, op: str) -> No
             "swapped_cross_entropy": lambda: sk.swapped_cross_entropy(
                 scores, codes, backend=backend
             ),
-            "swav_loss": lambda: sk.swav_loss(features, prototypes, backend=backend),
+            # by name, in another order
+            "swav_loss": lambda: sk.swav_loss(
+                epsilon=0.05, backend=backend, prototypes=prototypes, features=features
+            ),
         }[op]()
     assert inside.dtype == torch.float32
     assert torch.equal(inside, plain)

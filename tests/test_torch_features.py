@@ -10,7 +10,11 @@ from torch.autograd import forward_ad
 
 import swav_kernels as sk
 
-pytestmark = pytest.mark.op("swav_loss")
+pytestmark = [
+    pytest.mark.op("swav_loss"),
+    # torch's own forward-mode formulas still use it
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
+]
 
 
 def test_the_default_device_is_not_where_kernels_write(backend: str, device: str) -> None:

@@ -107,6 +107,8 @@ def _operands(features: Tensor, prototypes: Tensor, precision: str) -> tuple[Ten
     acc = accumulate_dtype(features)
     if precision == "bfloat16":
         features, prototypes = features.bfloat16(), prototypes.bfloat16()
+    if features.dtype == acc:
+        return features, prototypes
     return features.to(acc), prototypes.to(acc)
 
 

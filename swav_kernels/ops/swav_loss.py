@@ -105,13 +105,15 @@ def swav_loss(
         queue = None if queue is None else checks.normalize_rows(queue.detach())
     if potentials is None:
         warn_if_ungrouped(OP, group)
-        assign_features = features.detach()[: len(crops)]
-        if crops != tuple(range(len(crops))):
-            # not features[list(crops)]: an index tensor would synchronise host and GPU
-            assign_features = torch.stack([features.detach()[crop] for crop in crops])
+        assign_features = features.detach()
+        if crops == tuple(range(len(crops))):
+            assign_features = assign_features[: len(crops)]
+        else:  # not features[list(crops)]: an index tensor would synchronise host and GPU
+            assign_features = torch.stack([assign_features[crop] for crop in crops])
         f = balance(
-            OP, assign_features, prototypes.detach(), epsilon, iterations, queue, group, False,
-            prototype_weights, None, precision, name,
+            OP, assign_features, prototypes.detach(), epsilon, iterations,
+            None if queue is None else queue.detach(), group, prototype_weights, None, precision,
+            name,
         )  # fmt: skip
     else:
         f = _check_potentials(
@@ -119,7 +121,6 @@ def swav_loss(
         )
     features, prototypes = checks.promote(features.contiguous(), prototypes.contiguous())
     settings = _Settings(crops, temperature, epsilon, hard, precision)
-    f = f.to(checks.accumulate_dtype(features, prototypes))
     rows: CodeStatistics | None
     if name == "reference":
         acc = checks.accumulate_dtype(features)

@@ -62,9 +62,25 @@ def swav_potentials(
 
     Source: Caron et al. 2020 (arXiv 2006.09882), section 3.1.
     """
+    op = "swav_potentials"
+    check_features(op, features, prototypes, "[A, N, D]")
+    epsilon = checks.check_scale(op, "epsilon", epsilon)
+    iterations = checks.check_iterations(op, iterations, 1)
+    checks.check_precision(op, precision)
+    check_queue(op, queue, features, features.shape[0])
+    name = dispatch.choose_backend(
+        OP, features.device, _promoted(features, prototypes, queue), backend, caller=op
+    )
+    checks.check_readable(op, name, features=features, prototypes=prototypes, queue=queue)
+    features, prototypes = features.detach(), prototypes.detach()
+    if queue is not None:
+        queue = queue.detach()
+    if normalize:
+        features = checks.normalize_rows(features)
+        queue = None if queue is None else checks.normalize_rows(queue)
     return balance(
-        "swav_potentials", features, prototypes, epsilon, iterations, queue, group, normalize,
-        prototype_weights, sample_weights, precision, backend,
+        op, features, prototypes, epsilon, iterations, queue, group, prototype_weights,
+        sample_weights, precision, name,
     )  # fmt: skip
 
 
@@ -76,18 +92,15 @@ def balance(
     iterations: int,
     queue: Tensor | None,
     group: Group,
-    normalize: bool,
     prototype_weights: Tensor | None,
     sample_weights: Tensor | None,
     precision: str,
-    backend: str | None,
+    name: str,
 ) -> Tensor:
-    """`swav_potentials` on behalf of the public function `op`, which its errors name."""
-    check_features(op, features, prototypes, "[A, N, D]")
-    epsilon = checks.check_scale(op, "epsilon", epsilon)
-    iterations = checks.check_iterations(op, iterations, 1)
-    checks.check_precision(op, precision)
-    check_queue(op, queue, features, features.shape[0])
+    """`swav_potentials` on behalf of the public function `op`, on the backend of that name.
+
+    Tensors are detached, and all but group and weights is checked.
+    """
     group = resolve_group(op, group)
     acc = checks.accumulate_dtype(features, prototypes, queue)
     num_crops, num_rows, _ = features.shape
@@ -97,32 +110,23 @@ def balance(
     prototype_weights = checks.check_prototype_weights(
         op, prototype_weights, prototypes.shape[0], "features", features, acc
     )
-    name = dispatch.choose_backend(
-        OP, features.device, _promoted(features, prototypes, queue), backend, caller=op
-    )
-    checks.check_readable(op, name, features=features, prototypes=prototypes, queue=queue)
-    with torch.no_grad():
-        if normalize:
-            features = checks.normalize_rows(features)
-            queue = None if queue is None else checks.normalize_rows(queue)
-        features, prototypes, *rest = checks.promote(
-            features, prototypes, *([] if queue is None else [queue])
+    if queue is None:
+        features, prototypes = checks.promote(features, prototypes)
+    else:
+        features, prototypes, queue = checks.promote(features, prototypes, queue)
+        features = torch.cat([features, queue], 1)
+        if sample_weights is not None:
+            ones = sample_weights.new_ones(num_crops, queue.shape[1])
+            sample_weights = torch.cat([sample_weights, ones], 1)
+    if name == "reference":
+        scores = reference.scores(features.to(acc), prototypes.to(acc), precision)
+        return sinkhorn.potentials(
+            scores, iterations, epsilon, sample_weights, prototype_weights, None, group
         )
-        if rest:
-            features = torch.cat([features, rest[0]], 1)
-            if sample_weights is not None:
-                ones = sample_weights.new_ones(num_crops, rest[0].shape[1])
-                sample_weights = torch.cat([sample_weights, ones], 1)
-        if name == "reference":
-            scores = reference.scores(features.to(acc), prototypes.to(acc), precision)
-            return sinkhorn.potentials(
-                scores, iterations, epsilon, sample_weights, prototype_weights, None, group
-            )
-        return potentials(
-            dispatch.kernels(OP, name), (features.contiguous(), prototypes.contiguous()),
-            sample_weights, prototype_weights, epsilon, iterations, None, group, precision,
-            precision,
-        )  # fmt: skip
+    return potentials(
+        dispatch.kernels(OP, name), (features.contiguous(), prototypes.contiguous()),
+        sample_weights, prototype_weights, epsilon, iterations, None, group, precision, precision,
+    )  # fmt: skip
 
 
 def _promoted(*tensors: Tensor | None) -> torch.dtype:
