@@ -12,6 +12,10 @@ import numpy as np
 from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError, printable
 
+# of (R, G, B, 1)
+SAME, BLACK, LUMA = np.eye(4), np.zeros(4), np.array([0.299, 0.587, 0.114, 0])
+SAME_HSV = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 1, 3))
+HUES = np.arange(180)  # OpenCV's circle
 MOST_BAD = 0.01  # share of the files that may be unreadable
 
 cv2.setNumThreads(0)  # threads are ours, one an image
@@ -105,9 +109,9 @@ def decode(path: Path) -> Image | None:
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def to_channels_first(image: Image) -> Image:
+def to_channels_first(image: Image, out: np.ndarray) -> None:
     """[H, W, 3] uint8 -> [3, H, W] float32, values from 0 to 1."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / 255
+    np.multiply(image.transpose(2, 0, 1), np.float32(1 / 255), out=out)
 
 
 def central(image: Image, size: int) -> Image:
@@ -148,40 +152,54 @@ def _resized_crop(
     else:  # a very long image
         w = h = min(height, width)
     top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    shrinks = w > size and h > size
-    return cv2.resize(
-        image[top : top + h, left : left + w],
-        (size, size),
-        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
-    )
+    region = image[top : top + h, left : left + w]
+    times = min(w, h) // size
+    if times > 1:  # means of whole blocks first, which are far faster than those of broken ones
+        w, h = w // times, h // times
+        region = cv2.resize(region[: h * times, : w * times], (w, h), interpolation=cv2.INTER_AREA)
+    return cv2.resize(region, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _jitter(crop: Image, config: Config, rng: np.random.Generator) -> Image:
-    """Brightness, contrast, saturation and hue, in random order."""
+    """Brightness, contrast, saturation and hue, in random order.
+
+    All but the hue are affine in the colours: those in a row are applied at once.
+    """
+    colours = SAME
     for change in rng.permutation(4):
         if change == 0:
-            crop = _blend(crop, 0.0, rng, config.brightness)
+            step = _mix(_factor(rng, config.brightness), BLACK)
         elif change == 1:
-            mean = float(cv2.mean(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY))[0])
-            crop = _blend(crop, mean, rng, config.contrast)
+            mean = LUMA @ (colours @ (*cv2.mean(crop)[:3], 1))
+            step = _mix(_factor(rng, config.contrast), np.array((0, 0, 0, mean)))
         elif change == 2:
-            grey = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-            factor = _factor(rng, config.saturation)
-            crop = cv2.addWeighted(crop, factor, grey, 1 - factor, 0)
-        elif config.hue > 0:
-            hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV)
-            shift = round(rng.uniform(-config.hue, config.hue) * 180)  # OpenCV's circle is 180
-            hsv[..., 0] = (hsv[..., 0].astype(np.int16) + shift) % 180
-            crop = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    return crop
+            step = _mix(_factor(rng, config.saturation), LUMA)
+        else:
+            if colours is not SAME:
+                crop = cv2.transform(crop, colours[:3])
+            crop, colours = _shift_hue(crop, config.hue, rng), SAME
+            continue
+        colours = step @ colours
+    return crop if colours is SAME else cv2.transform(crop, colours[:3])
+
+
+def _mix(factor: float, towards: np.ndarray) -> np.ndarray:
+    """Colours x factor + towards (1 - factor), one colour for all, as a matrix for (R, G, B, 1)."""
+    matrix = factor * SAME
+    matrix[:3] += (1 - factor) * towards
+    matrix[3, 3] = 1
+    return matrix
+
+
+def _shift_hue(crop: Image, strength: float, rng: np.random.Generator) -> Image:
+    if strength == 0:
+        return crop
+    table = SAME_HSV.copy()
+    shift = round(rng.uniform(-strength, strength) * len(HUES))
+    table[: len(HUES), 0, 0] = (HUES + shift) % len(HUES)
+    hsv = cv2.LUT(cv2.cvtColor(crop, cv2.COLOR_RGB2HSV), table)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 def _factor(rng: np.random.Generator, strength: float) -> float:
     return float(rng.uniform(max(0.0, 1 - strength), 1 + strength))
-
-
-def _blend(crop: Image, towards: float, rng: np.random.Generator, strength: float) -> Image:
-    """Crop x factor + towards x (1 - factor), saturated."""
-    factor = _factor(rng, strength)
-    table = np.arange(256) * factor + towards * (1 - factor)
-    return cv2.LUT(crop, np.clip(np.rint(table), 0, 255).astype(np.uint8))

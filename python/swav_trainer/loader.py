@@ -61,31 +61,35 @@ class Loader:
 
     def _crop_files(self, epoch: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
         with ThreadPoolExecutor(self.config.workers or None) as pool:
-            waiting: deque[list[Future[list[list[np.ndarray]]]]] = deque()
+            waiting: deque[tuple[list[Future[None]], list[np.ndarray]]] = deque()
             for rows in [*batches, *[None] * AHEAD]:
                 if rows is not None:
-                    waiting.append([pool.submit(self._crop_file, epoch, int(row)) for row in rows])
-                if waiting and (rows is None or len(waiting) > AHEAD):
-                    images = [future.result() for future in waiting.popleft()]
-                    yield [
-                        torch.from_numpy(np.stack([crop for crops in zip(*kind) for crop in crops]))
-                        for kind in zip(*images)
+                    crops = [
+                        np.empty((count, len(rows), 3, size, size), np.float32)
+                        for count, size, _ in self._kinds()
                     ]
+                    futures = [
+                        pool.submit(self._crop_file, epoch, int(row), [x[:, i] for x in crops])
+                        for i, row in enumerate(rows)
+                    ]
+                    waiting.append((futures, crops))
+                if waiting and (rows is None or len(waiting) > AHEAD):
+                    futures, crops = waiting.popleft()
+                    for future in futures:
+                        future.result()
+                    yield [torch.from_numpy(x).flatten(0, 1) for x in crops]
 
-    def _crop_file(self, epoch: int, row: int) -> list[list[np.ndarray]]:
-        """Crops of each kind of one file."""
+    def _crop_file(self, epoch: int, row: int, out: list[np.ndarray]) -> None:
+        """Write one file's crops of each kind, [count, 3, size, size]."""
         from swav_trainer import files
 
         assert self.files is not None
         image = self.files.read(row)
-        crops = []
         for kind, (count, size, area) in enumerate(self._kinds()):
-            crops.append([])
             for crop in range(count):
                 rng = np.random.default_rng((self.config.seed, epoch, row, kind, crop))
                 cropped = files.random_crop(image, size, area, self.config, rng)
-                crops[-1].append(files.to_channels_first(cropped))
-        return crops
+                files.to_channels_first(cropped, out[kind][crop])
 
     def whole(self, rows: range, size: int) -> Tensor:
         """Whole images of these rows, [n, C, H, W]; files as their central square."""
@@ -93,6 +97,12 @@ class Loader:
             return self.part.images[rows.start : rows.stop]
         from swav_trainer import files
 
+        images = np.empty((len(rows), 3, size, size), np.float32)
+
+        def write(row: int) -> None:
+            image = files.central(self.files.read(row), size)
+            files.to_channels_first(image, images[row - rows.start])
+
         with ThreadPoolExecutor(self.config.workers or None) as pool:
-            images = pool.map(lambda row: files.central(self.files.read(row), size), rows)
-            return torch.from_numpy(np.stack([files.to_channels_first(x) for x in images]))
+            list(pool.map(write, rows))
+        return torch.from_numpy(images)
