@@ -13,7 +13,8 @@
 namespace swav::cpu::SWAV_ISA {
 namespace {
 
-constexpr double kLargestExponent = 40;  // cosines reach 29 at epsilon = 0.05
+constexpr int64_t kThreadNumbers = int64_t(1) << 16;  // scores that are worth a further thread
+constexpr double kLargestExponent = 40;               // cosines reach 29 at epsilon = 0.05
 
 template <typename T, typename Store>
 class Linear {
@@ -34,7 +35,8 @@ class Linear {
         stride_(round_up(num_prototypes, kVectors * kLanes<T>)),
         e_stride_(Store::stride(num_prototypes)),
         scale_(scale),
-        threads_(threads),
+        threads_(
+            int(std::min<int64_t>(threads, 1 + num_samples * num_prototypes / kThreadNumbers))),
         slots_(num_samples, kMostSlots, kSlotRows),
         u_(stride_ * sizeof(T)),
         sums_(slots_.count * stride_ * sizeof(T)),
@@ -172,10 +174,8 @@ class Linear {
   template <typename Body>
   void over_slots(const Body& body) {
     backwards_ = !backwards_;
-    parallel_for(slots_.count, threads_, [&](int64_t task) {
-      const int64_t slot = backwards_ ? slots_.count - 1 - task : task;
-      body(slot, sums_.as<T>() + slot * stride_);
-    });
+    parallel_for_again(slots_.count, threads_, backwards_,
+                       [&](int64_t slot) { body(slot, sums_.as<T>() + slot * stride_); });
   }
 
   // body(group, first row, sums of a block of rows); the blocks' sums are added up in the slot's

@@ -3,16 +3,32 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
-#ifndef _OPENMP
-#include <atomic>
+#ifdef _OPENMP
+#include <omp.h>
+#else
 #include <thread>
 #include <vector>
 #endif
 
 namespace swav::cpu::SWAV_ISA {
 namespace {
+
+// work(worker) for each of several workers, one a thread; fewer may come, in a nested region
+template <typename Work>
+inline void on_threads(int workers, const Work& work) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(workers)
+  work(omp_get_thread_num());
+#else
+  std::vector<std::thread> others;
+  for (int i = 1; i < workers; ++i) others.emplace_back(work, i);
+  work(0);
+  for (std::thread& other : others) other.join();
+#endif
+}
 
 // body(task) for each task in [0, num_tasks), in no order
 template <typename Body>
@@ -22,19 +38,35 @@ inline void parallel_for(int64_t num_tasks, int threads, const Body& body) {
     for (int64_t task = 0; task < num_tasks; ++task) body(task);
     return;
   }
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(workers) schedule(dynamic, 1)
-  for (int64_t task = 0; task < num_tasks; ++task) body(task);
-#else
   std::atomic<int64_t> next{0};
-  const auto work = [&] {
+  on_threads(workers, [&](int) {
     for (int64_t task; (task = next.fetch_add(1)) < num_tasks;) body(task);
+  });
+}
+
+// The same where a task reads what it wrote in the call before: a thread has its own range of
+// tasks, whose memory its cache holds, and takes those of others only when it has no more.
+// Backwards it begins with what the call before left there last.
+template <typename Body>
+inline void parallel_for_again(int64_t num_tasks, int threads, bool backwards, const Body& body) {
+  constexpr int kMostWorkers = 64;
+  const int workers = int(std::min<int64_t>({threads, num_tasks, kMostWorkers}));
+  if (workers <= 1) {
+    for (int64_t task = 0; task < num_tasks; ++task) body(backwards ? num_tasks - 1 - task : task);
+    return;
+  }
+  struct alignas(64) Count {
+    std::atomic<int64_t> value{0};
   };
-  std::vector<std::thread> others;
-  for (int i = 1; i < workers; ++i) others.emplace_back(work);
-  work();
-  for (std::thread& other : others) other.join();
-#endif
+  Count taken[kMostWorkers];
+  on_threads(workers, [&](int worker) {
+    for (int i = 0; i < workers; ++i) {
+      const int64_t owner = (worker + i) % workers;
+      const int64_t begin = owner * num_tasks / workers, end = (owner + 1) * num_tasks / workers;
+      for (int64_t n; (n = taken[owner].value.fetch_add(1)) < end - begin;)
+        body(backwards ? end - 1 - n : begin + n);
+    }
+  });
 }
 
 // A range cut into equal pieces of a multiple of `unit`, the last one shorter
