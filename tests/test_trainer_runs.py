@@ -212,10 +212,64 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(TrainerError, match=r"cannot write the checkpoint.*No space left"):
         checkpoint.save(path, {"x": torch.zeros(3)}, {"step": 2})
-    tensors, state = checkpoint.load(path)
-    assert state == {"step": 1}
+    tensors, state, problem = checkpoint.load(path)
+    assert (state, problem) == ({"step": 1}, "")
     assert torch.equal(tensors["x"], torch.ones(3))
     assert [entry.name for entry in tmp_path.iterdir()] == [checkpoint.NAME]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "the end", "all"])
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_taken(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / checkpoint.NAME
+    for step in (1, 2):
+        checkpoint.save(path, {"x": torch.full((3,), step), "n": torch.tensor(7)}, {"step": step})
+    content = bytearray(path.read_bytes())
+    if damage == "a bit":
+        content[-1] ^= 1  # safetensors itself would not see it
+    path.write_bytes(content[:-4] if damage == "the end" else content)
+    if damage == "all":
+        path.unlink()  # a crash between the two renames
+    tensors, state, problem = checkpoint.load(path)
+    assert state == {"step": 1}
+    assert tensors["x"].tolist() == [1, 1, 1]
+    assert "corrupt" in problem
+    assert "the one before" in problem
+    (tmp_path / checkpoint.PREVIOUS).unlink()
+    with pytest.raises(TrainerError, match="corrupt|no checkpoint"):
+        checkpoint.load(path)
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SHORT, epochs=4, checkpoint_every=1)
+    whole = trained(settings, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    settings.save(killed / "config.toml")
+    code = (
+        "import os, signal, sys\n"
+        "from swav_trainer import checkpoint, cli, engine\n"
+        "step, at = engine.Trainer._train_step, int(sys.argv.pop(1))\n"
+        "def die_at(self, crops):\n"
+        "    if self.step == at: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, crops)\n"
+        "engine.Trainer._train_step = die_at\n"
+        "def die_while_saving(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if at < 0: checkpoint.os.fsync = die_while_saving\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    steps = whole.loader.steps
+    first = Trainer(settings, data.load(settings), killed)
+    first.save()  # at step 0
+    for at in (steps + 2, -1, 2 * steps + 5):
+        result = subprocess.run([sys.executable, "-c", code, str(at), "train", "--resume", killed])
+        assert result.returncode == -9
+    assert cli.main(["train", "--resume", str(killed)]) == 0
+    last = Trainer(settings, data.load(settings), killed)
+    assert last.restore() == ""
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(last)[name]), name
+    assert [line["step"] for line in read(killed)] == list(range(1, 4 * steps + 1))
 
 
 def test_a_torn_line_of_metrics_costs_that_line(tmp_path: Path) -> None:
@@ -263,7 +317,16 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         part.images.paths[0].write_bytes(b"no image")
     run = tmp_path_factory.mktemp("runs") / "files"
     options = ["--data", f"folder:{images}", "--output", str(run), "--epochs", "2"]
-    options += ["--batch-size", "16", "--num-prototypes", "8", "--local-crops", "1"]
+    options += [
+        "--batch-size",
+        "16",
+        "--checkpoint-every",
+        "1",
+        "--num-prototypes",
+        "8",
+        "--local-crops",
+        "1",
+    ]
     options += ["--freeze-steps", "2", "--global-size", "32", "--local-size", "16"]
     assert cli.main(["train", *options]) == 0
     return run
@@ -271,7 +334,8 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_what_the_readme_says(folder_run: Path) -> None:
     assert {path.name for path in folder_run.iterdir()} == {
-        "config.toml", "metrics.jsonl", "evaluation.json", checkpoint.NAME, "report.html",
+        "config.toml", "metrics.jsonl", "evaluation.json", checkpoint.NAME, checkpoint.PREVIOUS,
+        "report.html",
     }  # fmt: skip
     result = json.loads((folder_run / "evaluation.json").read_text())
     assert set(result) == {"swav", "pixels", "random", "seconds"}

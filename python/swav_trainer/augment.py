@@ -1,6 +1,7 @@
 """Random crops of in-memory images, a batch at a time in torch."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from swav_trainer.config import Config
 
 BLUR_RADIUS = 2  # pixels each side
 
+Uniform = Callable[[float, float], Tensor]  # random numbers [B] between two
+
 
 def random_crops(
     images: Tensor,
@@ -17,6 +20,8 @@ def random_crops(
     area: tuple[float, float],
     config: Config,
     generator: torch.Generator,
+    first: int = 0,
+    batch: int | None = None,
 ) -> Tensor:
     """One crop of every image, distorted.
 
@@ -26,17 +31,22 @@ def random_crops(
         area: smallest and largest share of the image that a crop covers.
         config: aspect, rotation, flip, jitter, gamma and blur.
         generator: the source of all chance.
+        first: these images are a part of a larger batch, whose first one of them this is; they are
+            cropped as they would be in the whole.
+        batch: images of the whole.
 
     Returns:
         [B, C, size, size].
     """
-    crops = _affine(images, size, area, config, generator)
-    crops = _jitter(crops, config, generator)
-    return _blur(crops, config, generator)
+    total = len(images) if batch is None else batch
 
+    def uniform(low: float, high: float) -> Tensor:
+        numbers = torch.empty(total).uniform_(low, high, generator=generator)
+        return numbers[first : first + len(images)]
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.empty(count).uniform_(low, high, generator=generator)
+    crops = _affine(images, size, area, config, uniform)
+    crops = _jitter(crops, config, uniform)
+    return _blur(crops, config, uniform)
 
 
 def _affine(
@@ -44,18 +54,18 @@ def _affine(
     size: int,
     area: tuple[float, float],
     config: Config,
-    generator: torch.Generator,
+    uniform: Uniform,
 ) -> Tensor:
     """Crop of random area, aspect, position, rotation and side, resampled once."""
     count, channels = images.shape[:2]
-    share = _uniform(count, *area, generator)
+    share = uniform(*area)
     log_aspect = math.log(config.aspect)
-    aspect = _uniform(count, -log_aspect, log_aspect, generator).exp()
+    aspect = uniform(-log_aspect, log_aspect).exp()
     width, height = (share * aspect).sqrt().clamp(max=1), (share / aspect).sqrt().clamp(max=1)
-    x = _uniform(count, -1, 1, generator) * (1 - width)
-    y = _uniform(count, -1, 1, generator) * (1 - height)
-    angle = _uniform(count, -config.rotation, config.rotation, generator) * math.pi / 180
-    side = 1 - 2 * (_uniform(count, 0, 1, generator) < config.flip).float()
+    x = uniform(-1, 1) * (1 - width)
+    y = uniform(-1, 1) * (1 - height)
+    angle = uniform(-config.rotation, config.rotation) * math.pi / 180
+    side = 1 - 2 * (uniform(0, 1) < config.flip).float()
     sine, cosine = angle.sin(), angle.cos()
     transform = torch.stack(
         [
@@ -68,24 +78,23 @@ def _affine(
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-def _jitter(crops: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+def _jitter(crops: Tensor, config: Config, uniform: Uniform) -> Tensor:
     """Contrast about the mean, brightness and gamma."""
-    count = len(crops)
 
     def factor(strength: float) -> Tensor:
-        return _uniform(count, 1 - strength, 1 + strength, generator).view(-1, 1, 1, 1)
+        return uniform(1 - strength, 1 + strength).view(-1, 1, 1, 1)
 
-    chosen = (_uniform(count, 0, 1, generator) < config.jitter).view(-1, 1, 1, 1)
+    chosen = (uniform(0, 1) < config.jitter).view(-1, 1, 1, 1)
     mean = crops.mean((1, 2, 3), keepdim=True)
     changed = ((crops - mean) * factor(config.contrast) + mean) * factor(config.brightness)
     changed = changed.clamp(0, 1) ** factor(config.gamma)
     return torch.where(chosen, changed, crops)
 
 
-def _blur(crops: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+def _blur(crops: Tensor, config: Config, uniform: Uniform) -> Tensor:
     """Gaussian blur of a share of the crops, each with a width of its own."""
-    rows = torch.nonzero(_uniform(len(crops), 0, 1, generator) < config.blur).flatten()
-    sigma = _uniform(len(crops), *config.blur_sigma, generator)[rows]
+    rows = torch.nonzero(uniform(0, 1) < config.blur).flatten()
+    sigma = uniform(*config.blur_sigma)[rows]
     if len(rows) == 0:
         return crops
     axis = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1.0)

@@ -1,5 +1,9 @@
-"""One file a checkpoint: tensors in safetensors, the rest as JSON in its header."""
+"""One file a checkpoint: tensors in safetensors, the rest and a checksum as JSON in its header.
 
+The checkpoint before it stays beside it, so that one always can be read.
+"""
+
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,21 +16,21 @@ from torch import Tensor
 
 from swav_trainer.errors import TrainerError, printable
 
-NAME = "checkpoint.safetensors"
+NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 
 def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write a checkpoint so that a crash leaves the old one or the new one, never half of one."""
+    """Write a checkpoint; a crash at any moment leaves it or the one before, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"state": json.dumps(state), "sha256": _checksum(tensors)}
     try:
-        data = to_bytes(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            metadata={"state": json.dumps(state)},
-        )
         with temporary.open("wb") as file:
-            file.write(data)
+            file.write(to_bytes(tensors, metadata=metadata))
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            path.replace(path.with_name(PREVIOUS))
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -38,26 +42,49 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         raise TrainerError(f"cannot write the checkpoint {printable(path)}: {error}") from error
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint.
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Read a checkpoint, or the one before it.
+
+    Returns:
+        Tensors, state, and what was wrong with the newest one, or "".
 
     Raises:
-        TrainerError: there is none, or it is corrupt.
+        TrainerError: there is none, or none that can be read.
     """
-    if not path.is_file():
+    previous = path.with_name(PREVIOUS)
+    if not path.is_file() and not previous.is_file():
         raise TrainerError(
             f"no checkpoint {printable(path)}: --resume wants the folder of a run; if that stopped "
             "before its first checkpoint, start it again with --output"
         )
     try:
+        return *_read(path), ""
+    except TrainerError as error:
+        if not previous.is_file():
+            raise
+        return *_read(previous), f"{error}; going on from the one before it"
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    shown = printable(path)
+    try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state = json.loads(file.metadata()["state"])
+            state, checksum = (file.metadata()[key] for key in ("state", "sha256"))
+        state = json.loads(state)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainerError(
-            f"the checkpoint {printable(path)} is corrupt ({error}): start the run again"
-        ) from error
+        raise TrainerError(f"the checkpoint {shown} is corrupt ({error})") from error
+    if checksum != _checksum(tensors):
+        raise TrainerError(f"the checkpoint {shown} is corrupt (its checksum is another one)")
     return tensors, state
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import swav_kernels as sk
-from swav_trainer import checkpoint, optim, seeds
+from swav_trainer import checkpoint, optim, queues, ranks, seeds
 from swav_trainer.alarm import Alarm, Watch
 from swav_trainer.config import Config
 from swav_trainer.data import Dataset
@@ -29,6 +30,7 @@ def pick_device(name: str) -> torch.device:
     """Return the device that the settings name; auto is a GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = ranks.local_device(name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -75,10 +77,17 @@ class Trainer:
             )
         self.num_steps = self.loader.steps * config.epochs
         self.model = build_model(config, dataset.num_channels, self.device)
+        self.network: torch.nn.Module = self.model
+        if ranks.count() > 1:
+            ranks.synchronise_batch_norms(self.model)
+            self.network = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.optimizer = optim.build(self.model, config)
         self.queue = None
         if config.queue_length:
-            queue = sk.FeatureQueue(config.queue_length, config.feature_dim, ASSIGN_CROPS)
+            length = ranks.share(config.queue_length, "--queue-length")
+            queue = sk.FeatureQueue(length, config.feature_dim, ASSIGN_CROPS)
             self.queue = queue.to(self.device, self.dtype)
         self.watch = Watch(config)
         self.step = 0
@@ -94,7 +103,7 @@ class Trainer:
         with torch.no_grad():
             self.loss(features)
 
-    def train(self, log: Log) -> bool:
+    def train(self, log: Log | None) -> bool:
         """Train to the end; False if Ctrl-C came first. Either way the checkpoint is written."""
         started = time.perf_counter() - self.seconds
         with self._listening():
@@ -106,7 +115,7 @@ class Trainer:
                     self.step += 1
                     self.seconds = time.perf_counter() - started
                     self._observe(log, loss, stats)
-                    if self._interrupted.is_set():
+                    if ranks.agree(self._interrupted.is_set(), self.device):
                         self.save()
                         return False
                 if (epoch + 1) % self.config.checkpoint_every == 0 or self.step == self.num_steps:
@@ -119,8 +128,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         model.prototypes.normalize_()
-        features = model([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
-        features = features.view(-1, config.batch_size, config.feature_dim)  # [V, B, D]
+        features = self.network([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
+        features = features.view(-1, self.loader.batch, config.feature_dim)  # [V, B, D]
         loss, stats = self.loss(features)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -146,6 +155,7 @@ class Trainer:
                 iterations=config.iterations,
                 queue=None if self.queue is None or potentials is not None else self.queue.rows(),
                 potentials=potentials,
+                group=ranks.group() if potentials is None else None,
                 return_stats=True,
                 # None leaves the choice to SWAV_KERNELS_BACKEND first
                 backend=None if config.backend == "auto" else config.backend,
@@ -155,7 +165,8 @@ class Trainer:
         assert isinstance(result, tuple)
         return result
 
-    def _observe(self, log: Log, loss: Tensor, stats: dict[str, Tensor]) -> None:
+    def _observe(self, log: Log | None, loss: Tensor, stats: dict[str, Tensor]) -> None:
+        loss = ranks.mean(loss)
         values = dict(zip(("loss", *stats), torch.stack([loss, *_like(stats, loss)]).tolist()))
         if not math.isfinite(values["loss"]):
             raise TrainerError(
@@ -164,30 +175,35 @@ class Trainer:
             )
         alarm = self.watch.see(self.step, values["loss"], values)
         rate = self.optimizer.param_groups[0]["lr"]
+        if log is None:
+            return
         log.step(self.step, self.seconds, rate, values)
         if alarm is not None:
             log.alarm(alarm)
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; all processes call it, and one writes."""
         tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer)
         if self.queue is not None:
-            tensors["queue.storage"] = self.queue.storage
+            tensors["queue.storage"] = torch.cat(ranks.gather(self.queue.storage), 1)
             tensors["queue.position"] = self.queue.get_extra_state()
+        if not ranks.is_main():
+            return
         state = {
             "step": self.step,
             "data": self.dataset.fingerprint,
             "seconds": self.seconds,
+            "processes": ranks.count(),
             "recent": list(self.watch.recent),
             "alarms": [vars(alarm) for alarm in self.watch.raised],
         }
         checkpoint.save(self.folder / checkpoint.NAME, tensors, state)
 
-    def restore(self) -> None:
-        """Go back to the checkpoint in the run's folder."""
+    def restore(self) -> str:
+        """Go back to the checkpoint in the run's folder; returns what was wrong with it, or ""."""
         path = self.folder / checkpoint.NAME
-        tensors, state = checkpoint.load(path)
+        tensors, state, problem = checkpoint.load(path)
         if state.get("data") != self.dataset.fingerprint:
             raise TrainerError(
                 f"the images of {self.dataset.name} are not those that the run in "
@@ -204,8 +220,11 @@ class Trainer:
             )
             checkpoint.restore_optimizer(self.optimizer, tensors)
             if self.queue is not None:
-                self.queue.storage.copy_(tensors["queue.storage"])
-                self.queue.set_extra_state(tensors["queue.position"])
+                storage, position = queues.deal(
+                    tensors["queue.storage"], tensors["queue.position"], int(state["processes"])
+                )
+                self.queue.storage.copy_(storage)
+                self.queue.set_extra_state(position)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.watch.recent.extend(state["recent"])
             self.watch.raised = [Alarm(**values) for values in state["alarms"]]
@@ -215,6 +234,7 @@ class Trainer:
                 f"the checkpoint {printable(path)} does not fit its run ({reason}): start the run "
                 "again"
             ) from error
+        return problem
 
     @contextmanager
     def _listening(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swav_trainer import seeds
+from swav_trainer import ranks, seeds
 from swav_trainer.augment import random_crops
 from swav_trainer.config import Config
 from swav_trainer.data import Part
@@ -28,12 +28,15 @@ class Loader:
         self.part = part
         self.config = config
         self.steps = len(part) // config.batch_size
+        self.batch = ranks.share(config.batch_size, "--batch-size")  # of this process
+        self.first = ranks.index() * self.batch
         self.files = None if isinstance(part.images, Tensor) else part.images
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """Yield each step's crops: [2 B, C, H, W] global ones, crop by crop, then local ones."""
+        """Yield this process's crops of each step: [2 B, C, H, W] global ones, then local ones."""
         config = self.config
-        order = seeds.order(config.seed, epoch, len(self.part)).split(config.batch_size)
+        batches = seeds.order(config.seed, epoch, len(self.part)).split(config.batch_size)
+        order = [rows[self.first : self.first + self.batch] for rows in batches]
         steps = range(first_step, self.steps)
         if self.files is None:
             for step in steps:
@@ -51,11 +54,13 @@ class Loader:
 
     def _crop_in_memory(self, epoch: int, step: int, rows: Tensor) -> list[Tensor]:
         generator = seeds.torch_generator(self.config.seed, epoch, step)
-        images = self.part.images[rows]
+        images, whole = self.part.images[rows], self.config.batch_size
+
+        def crop(size: int, area: tuple[float, float]) -> Tensor:
+            return random_crops(images, size, area, self.config, generator, self.first, whole)
+
         return [
-            torch.cat(
-                [random_crops(images, size, area, self.config, generator) for _ in range(count)]
-            )
+            torch.cat([crop(size, area) for _ in range(count)])
             for count, size, area in self._kinds()
         ]
 

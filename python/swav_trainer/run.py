@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from swav_trainer import checkpoint, data, report
+from swav_trainer import checkpoint, data, ranks, report
 from swav_trainer import config as settings
 from swav_trainer.config import Config
 from swav_trainer.data import Dataset
@@ -47,7 +47,9 @@ def train(arguments: Sequence[str]) -> int:
         folder = Path(resume)
         if not folder.is_dir():
             raise TrainerError(f"no folder {printable(folder)}: --resume wants the folder of a run")
-        return _run(settings.load(folder / CONFIG), folder, resumes=True)
+        config = settings.load(folder / CONFIG)
+        ranks.join(config.device)
+        return _run(config, folder, resumes=True)
     preset = _value_of("preset", arguments)
     if preset is None:
         preset = settings.preset_for(_value_of("data", arguments))
@@ -62,7 +64,8 @@ def train(arguments: Sequence[str]) -> int:
     )
     values = {field.name: getattr(options, field.name) for field in settings.FIELDS}
     config = Config(**{**values, "data": settings.resolve_data(options.data)})
-    folder = _new_folder(options.output, config)
+    ranks.join(config.device)
+    folder = ranks.tell(lambda: _new_folder(options.output, config))
     return _run(config, folder, resumes=False)
 
 
@@ -83,7 +86,7 @@ def _new_folder(output: Path | None, config: Config) -> Path:
         name = config.data if config.folder is None else printable(config.folder.name)
         candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
         output = next(path for path in candidates if not path.exists())
-    elif (output / checkpoint.NAME).exists():
+    elif any((output / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS)):
         raise TrainerError(
             f"{printable(output)} holds a run already: go on with --resume {printable(output)}, or "
             "name another --output"
@@ -92,14 +95,15 @@ def _new_folder(output: Path | None, config: Config) -> Path:
 
 
 def _run(config: Config, folder: Path, resumes: bool) -> int:
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not ranks.is_main())
     dataset = data.load(config)
     # before the training: a part too bad to be judged by would waste it
     dataset = dataclasses.replace(dataset, test=dataset.test.readable(config.workers))
     trainer = Trainer(config, dataset, folder)
     if resumes:
-        trainer.restore()
-    else:
+        if problem := trainer.restore():
+            console.print(problem, markup=False, soft_wrap=True)
+    elif ranks.is_main():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             config.save(folder / CONFIG)
@@ -107,12 +111,17 @@ def _run(config: Config, folder: Path, resumes: bool) -> int:
             raise TrainerError(f"cannot write to {printable(folder)}: {error.strerror}") from error
     console.print(
         f"{dataset.name}: {len(dataset.train)} images to learn from, {len(dataset.test)} held out; "
-        f"{trainer.num_steps} steps on {trainer.device}; run {printable(folder)}",
+        f"{trainer.num_steps} steps on {_where(trainer)}; run {printable(folder)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     steps = trainer.num_steps, trainer.loader.steps
-    with Log(folder, trainer.step, *steps, config.log_every) as log:
-        finished = trainer.train(log)
+    if ranks.is_main():
+        with Log(folder, trainer.step, *steps, config.log_every) as log:
+            finished = trainer.train(log)
+    else:
+        finished = trainer.train(None)
+    is_main = ranks.is_main()
+    ranks.leave()  # the evaluation is one process's, and may take longer than a collective
     if not finished:
         console.print(
             f"Stopped at step {trainer.step} of {trainer.num_steps}; the checkpoint is written. "
@@ -120,8 +129,15 @@ def _run(config: Config, folder: Path, resumes: bool) -> int:
             markup=False, soft_wrap=True,
         )  # fmt: skip
         return 130
+    if not is_main:
+        return 0
     _evaluate(console, trainer, folder)
     return 0
+
+
+def _where(trainer: Trainer) -> str:
+    processes = ranks.count()
+    return str(trainer.device) if processes == 1 else f"{processes} x {trainer.device.type}"
 
 
 def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
