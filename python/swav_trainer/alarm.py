@@ -39,7 +39,7 @@ class Watch:
         self.config = config
         self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.raised: list[Alarm] = []
-        samples = 2 * config.batch_size
+        samples = 2 * config.step_images
         # a batch of few samples cannot use many prototypes
         self._most_usage = min(1.0, math.log(samples) / math.log(config.num_prototypes))
 

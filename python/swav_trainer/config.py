@@ -20,6 +20,7 @@ PRESETS = Path(__file__).parent / "presets"
 FOLDER_PREFIX = "folder:"
 IN_MEMORY = ("mnist5k", "digits")
 DEFAULT_PRESET = "mnist5k"
+ASSIGN_CROPS = 2  # the global crops, whose codes are computed
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Config:
     epochs: int
     """Passes over the training images."""
     batch_size: int
-    """Images in a step; the last, incomplete batch of an epoch is dropped."""
+    """Images at a time; the last, incomplete batch of an epoch is dropped."""
+    effective_batch: int
+    """Images in a step, if they are more: codes and gradients are those of all of them, in the
+    memory of batch_size; 0 is batch_size."""
     optimizer: Literal["adamw", "sgd"]
     """adamw, or sgd with momentum."""
     learning_rate: float
@@ -136,6 +140,11 @@ class Config:
                 f"unknown data {printable(self.data)!r}: choose from {', '.join(IN_MEMORY)} or "
                 f"{FOLDER_PREFIX}PATH{did_you_mean(self.data, (*IN_MEMORY, FOLDER_PREFIX))}"
             )
+
+    @property
+    def step_images(self) -> int:
+        """Images in a step, of all processes."""
+        return self.effective_batch or self.batch_size
 
     @property
     def folder(self) -> Path | None:
@@ -265,8 +274,12 @@ def _check_ranges(config: Config) -> None:
     refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")
     refuse_unless(0 < config.holdout < 1, "holdout", "between 0 and 1")
     refuse_unless(
-        config.queue_length == 0 or config.queue_length >= config.batch_size, "queue_length",
-        f"0 or at least the batch size, {config.batch_size}",
+        config.effective_batch == 0 or config.effective_batch >= config.batch_size,
+        "effective_batch", f"0 or at least batch_size, {config.batch_size}",
+    )  # fmt: skip
+    refuse_unless(
+        config.queue_length == 0 or config.queue_length >= config.step_images, "queue_length",
+        f"0 or at least the images in a step, {config.step_images}",
     )  # fmt: skip
 
 

@@ -14,16 +14,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import swav_kernels as sk
-from swav_trainer import checkpoint, optim, queues, ranks, seeds
+from swav_trainer import accumulation, checkpoint, optim, queues, ranks, seeds
 from swav_trainer.alarm import Alarm, Watch
-from swav_trainer.config import Config
+from swav_trainer.config import ASSIGN_CROPS, Config
 from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
 from swav_trainer.model import Model
-
-ASSIGN_CROPS = 2
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,8 +65,8 @@ class Trainer:
         self.loader = Loader(dataset.train, config)
         if self.loader.steps == 0:
             raise TrainerError(
-                f"{len(dataset.train)} training images make no batch of {config.batch_size}: "
-                "lower --batch-size"
+                f"{len(dataset.train)} training images make no batch of {config.step_images}: "
+                "lower --batch-size or --effective-batch"
             )
         if config.arch != "small" and dataset.num_channels != 3:
             raise TrainerError(
@@ -110,8 +108,7 @@ class Trainer:
             while self.step < self.num_steps:
                 epoch, first = divmod(self.step, self.loader.steps)
                 self.model.train()
-                for crops in self.loader.batches(epoch, first):
-                    loss, stats = self._train_step(crops)
+                for loss, stats in self._steps(epoch, first):
                     self.step += 1
                     self.seconds = time.perf_counter() - started
                     self._observe(log, loss, stats)
@@ -122,30 +119,71 @@ class Trainer:
                     self.save()
         return True
 
+    def _steps(self, epoch: int, first: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Take the steps of an epoch; their losses and telemetry."""
+        if self.loader.share > self.loader.batch:
+            for step in range(first, self.loader.steps):
+                yield accumulation.train_step(self, epoch, step)
+            return
+        for crops in self.loader.batches(epoch, first):
+            yield self._train_step(crops)
+
     def _train_step(self, crops: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        config, model = self.config, self.model
-        rate = optim.learning_rate(self.step, self.num_steps, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        model.prototypes.normalize_()
-        features = self.network([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
-        features = features.view(-1, self.loader.batch, config.feature_dim)  # [V, B, D]
+        self.begin_step()
+        features = self.project(self.network, crops)
         loss, stats = self.loss(features)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.step < config.freeze_steps:
-            model.prototypes.weight.grad = None
-        self.optimizer.step()
-        if self.queue is not None and self.step >= config.queue_start * self.num_steps:
-            self.queue.update(features[:ASSIGN_CROPS])
+        self.end_step(features[:ASSIGN_CROPS])
         return loss.detach(), stats
 
-    def loss(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and telemetry of features [V, B, D]."""
+    def begin_step(self) -> None:
+        """Set the learning rate, normalise the prototypes, forget the gradients."""
+        rate = optim.learning_rate(self.step, self.num_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.prototypes.normalize_()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def project(self, network: torch.nn.Module, crops: list[Tensor]) -> Tensor:
+        """Crops as the loader gives them -> features [V, B, D]."""
+        features = network([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
+        return features.view(-1, len(crops[0]) // ASSIGN_CROPS, self.config.feature_dim)
+
+    def end_step(self, assign_features: Tensor) -> None:
+        """Step by the gradients; the features [A, B, D] join the queue."""
+        if self.step < self.config.freeze_steps:
+            self.model.prototypes.weight.grad = None
+        self.optimizer.step()
+        if self.queue is not None and self.step >= self.config.queue_start * self.num_steps:
+            self.queue.update(assign_features)
+
+    def potentials(self, assign_features: Tensor) -> Tensor:
+        """What the codes of all these features, [A, B, D], need: f [A, K]."""
         config = self.config
-        potentials = None
         if config.assignment == "softmax":
-            potentials = features.new_zeros(ASSIGN_CROPS, config.num_prototypes)
+            return assign_features.new_zeros(ASSIGN_CROPS, config.num_prototypes)
+        return sk.swav_potentials(
+            assign_features,
+            self.model.prototypes.weight,
+            epsilon=config.epsilon,
+            iterations=config.iterations,
+            queue=None if self.queue is None else self.queue.rows(),
+            group=ranks.group(),
+            backend=self.backend,
+        )
+
+    @property
+    def backend(self) -> str | None:
+        """The backend of the ops; None leaves the choice to SWAV_KERNELS_BACKEND first."""
+        return None if self.config.backend == "auto" else self.config.backend
+
+    def loss(
+        self, features: Tensor, potentials: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and telemetry of features [V, B, D]; potentials are those of a larger batch."""
+        config = self.config
+        if potentials is None and config.assignment == "softmax":
+            potentials = self.potentials(features)
         try:
             result = sk.swav_loss(
                 features,
@@ -157,8 +195,7 @@ class Trainer:
                 potentials=potentials,
                 group=ranks.group() if potentials is None else None,
                 return_stats=True,
-                # None leaves the choice to SWAV_KERNELS_BACKEND first
-                backend=None if config.backend == "auto" else config.backend,
+                backend=self.backend,
             )
         except ValueError as error:  # a backend that cannot run here, an epsilon out of range
             raise TrainerError(str(error)) from error

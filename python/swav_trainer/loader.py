@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swav_trainer import ranks, seeds
 from swav_trainer.augment import random_crops
-from swav_trainer.config import Config
+from swav_trainer.config import ASSIGN_CROPS, Config
 from swav_trainer.data import Part
 
 AHEAD = 2  # batches of files that are decoded before they are asked for
@@ -27,37 +27,52 @@ class Loader:
     def __init__(self, part: Part, config: Config) -> None:
         self.part = part
         self.config = config
-        self.steps = len(part) // config.batch_size
-        self.batch = ranks.share(config.batch_size, "--batch-size")  # of this process
-        self.first = ranks.index() * self.batch
+        self.steps = len(part) // config.step_images
+        # of this process: images at a time, in a step, and before its own in a step
+        self.batch = ranks.share(config.batch_size, "--batch-size")
+        self.share = ranks.share(config.step_images, "--effective-batch")
+        self.first = ranks.index() * self.share
         self.files = None if isinstance(part.images, Tensor) else part.images
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """Yield this process's crops of each step: [2 B, C, H, W] global ones, then local ones."""
-        config = self.config
-        batches = seeds.order(config.seed, epoch, len(self.part)).split(config.batch_size)
-        order = [rows[self.first : self.first + self.batch] for rows in batches]
-        steps = range(first_step, self.steps)
+        rows = [self._rows(epoch, step) for step in range(first_step, self.steps)]
         if self.files is None:
-            for step in steps:
-                yield self._crop_in_memory(epoch, step, order[step])
+            for step, chosen in enumerate(rows, first_step):
+                yield self._crop_in_memory(epoch, step, chosen, self.first)
         else:
-            yield from self._crop_files(epoch, [order[step] for step in steps])
+            yield from self._crop_files(epoch, rows)
+
+    def micro_batches(self, epoch: int, step: int) -> Iterator[list[Tensor]]:
+        """Yield the same crops of one step, `batch` images at a time."""
+        rows = self._rows(epoch, step).split(self.batch)
+        if self.files is None:
+            for number, chosen in enumerate(rows):
+                first = self.first + number * self.batch
+                yield self._crop_in_memory(epoch, step, chosen, first)
+        else:
+            yield from self._crop_files(epoch, list(rows))
+
+    def _rows(self, epoch: int, step: int) -> Tensor:
+        """The images of this process in a step."""
+        order = seeds.order(self.config.seed, epoch, len(self.part))
+        first = step * self.config.step_images + self.first
+        return order[first : first + self.share]
 
     def _kinds(self) -> list[tuple[int, int, tuple[float, float]]]:
         """Number, size and area of the crops of each kind."""
         config = self.config
-        kinds = [(2, config.global_size, config.global_area)]
+        kinds = [(ASSIGN_CROPS, config.global_size, config.global_area)]
         if config.local_crops:
             kinds.append((config.local_crops, config.local_size, config.local_area))
         return kinds
 
-    def _crop_in_memory(self, epoch: int, step: int, rows: Tensor) -> list[Tensor]:
+    def _crop_in_memory(self, epoch: int, step: int, rows: Tensor, first: int) -> list[Tensor]:
         generator = seeds.torch_generator(self.config.seed, epoch, step)
-        images, whole = self.part.images[rows], self.config.batch_size
+        images, whole = self.part.images[rows], self.config.step_images
 
         def crop(size: int, area: tuple[float, float]) -> Tensor:
-            return random_crops(images, size, area, self.config, generator, self.first, whole)
+            return random_crops(images, size, area, self.config, generator, first, whole)
 
         return [
             torch.cat([crop(size, area) for _ in range(count)])
