@@ -268,7 +268,7 @@ def test_each_jitter_of_files_changes_what_it_is_named_after(change: str) -> Non
 @pytest.mark.parametrize(
     ("arch", "parameters", "entries", "dim"),
     [("resnet18", 11_176_512, 120, 512), ("resnet34", 21_284_672, 216, 512),
-     ("resnet50", 23_508_032, 318, 2048)],
+     ("resnet50", 23_508_032, 318, 2048), ("resnet50w2", 93_907_072, 318, 4096)],
 )  # fmt: skip
 def test_resnets_have_torchvisions_names(
     arch: str, parameters: int, entries: int, dim: int
@@ -283,8 +283,39 @@ def test_resnets_have_torchvisions_names(
         "layer4.1.conv2.weight",
     ):  # fmt: skip
         assert name in names
-    assert ("layer1.0.downsample.0.weight" in names) == (arch == "resnet50")
+    assert ("layer1.0.downsample.0.weight" in names) == arch.startswith("resnet50")
     assert backbone(torch.zeros(2, 3, 48, 48)).shape == (2, dim)
+
+
+def own_network() -> torch.nn.Module:
+    """What a user may bring."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )  # fmt: skip
+
+
+def test_a_network_of_the_users() -> None:
+    model = Model(dataclasses.replace(DIGITS, model=f"{__name__}:own_network"), 1)
+    assert model.head[0].in_features == 6
+    assert model.backbone.training
+    assert model([torch.rand(4, 1, 16, 16), torch.rand(8, 1, 10, 10)]).shape == (12, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_network", "package.module:callable"),
+        ("no_such_module:net", "No module named"),
+        ("math:net", "no attribute 'net'"),
+        ("math:pi", "returns NoneType, not a torch module"),
+        ("torch.nn:Identity", r"must return features \[B, dim\], got \[2, 1, 16, 16\]"),
+        ("torch.nn:Threshold", "fails: TypeError.*missing 2 required"),
+    ],
+)
+def test_a_network_that_cannot_serve_is_refused(name: str, message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        Model(dataclasses.replace(DIGITS, model=name), 1)
 
 
 def test_the_model_projects_crops_of_several_sizes_to_unit_features() -> None:
@@ -302,6 +333,35 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[0] < 0.1 * peak
     assert rates[-1] < 0.002 * peak
     assert rates[105] == pytest.approx(peak / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_moves_each_matrix_by_its_own_norm(decay: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 3), (7,), (4, 2, 3, 3)]
+    start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    start.append(torch.zeros(3, 3, dtype=torch.float64))  # of norm 0: as in SGD
+    parameters = [x.clone().requires_grad_() for x in start]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    lars = optim.Lars(groups, lr=0.5, momentum=0.9, trust=0.01)
+    weights, speeds = [x.clone() for x in start], [torch.zeros_like(x) for x in start]
+    for _ in range(3):
+        for i, p in enumerate(parameters):
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            g, w = p.grad.clone(), weights[i]
+            if p.ndim > 1:
+                g = g + decay * w
+                if w.norm() > 0:
+                    g = 0.01 * w.norm() / (p.grad.norm() + decay * w.norm()) * g
+            speeds[i] = 0.9 * speeds[i] + g
+            weights[i] = w - 0.5 * speeds[i]
+        lars.step()
+        for p, w in zip(parameters, weights, strict=True):
+            torch.testing.assert_close(p.detach(), w)
+    assert [group["weight_decay"] for group in lars.param_groups] == [decay, 0.0]
 
 
 # --- alarm ----------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from swav_trainer import checkpoint, cli, config, data, evaluation
+from swav_trainer.build import build_model
 from swav_trainer.config import Config
-from swav_trainer.engine import Trainer, build_model
+from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError
 from swav_trainer.log import Log, read
 
@@ -120,7 +121,7 @@ def test_backends_train_alike(tmp_path: Path) -> None:
 # --- stopping and going on ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
     settings = dataclasses.replace(SHORT, optimizer=optimizer)
     whole = trained(settings, tmp_path / "whole")

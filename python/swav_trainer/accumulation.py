@@ -60,7 +60,7 @@ def _learn(trainer: "Trainer", epoch: int, step: int, potentials: Tensor) -> Ten
         with _without_exchange(trainer.network) if left else contextlib.nullcontext():
             features = trainer.project(trainer.network, crops)
             loss = trainer.loss(features, potentials)[0] * (images / trainer.loader.share)
-            loss.backward()
+            trainer.scaler.scale(loss).backward()
         total += loss.detach()
     return total
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from swav_trainer.errors import TrainerError, did_you_mean, printable
+from swav_trainer.ranges import check_ranges
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,8 +50,8 @@ class Config:
     effective_batch: int
     """Images in a step, if they are more: codes and gradients are those of all of them, in the
     memory of batch_size; 0 is batch_size."""
-    optimizer: Literal["adamw", "sgd"]
-    """adamw, or sgd with momentum."""
+    optimizer: Literal["adamw", "sgd", "lars"]
+    """adamw, sgd with momentum, or lars: sgd at a rate for each layer, for large batches."""
     learning_rate: float
     """Peak, reached at the end of the warm-up."""
     final_learning_rate: float
@@ -60,7 +61,14 @@ class Config:
     weight_decay: float
     """Of matrices and filters; biases and batch norms have none."""
     momentum: float
-    """Of sgd."""
+    """Of sgd and lars."""
+    trust: float
+    """Of lars: the step of a layer in units of its norm, at learning rate 1."""
+    clip_gradient: float
+    """Largest norm of the gradient of all parameters; 0 is no limit."""
+    autocast: Literal["off", "bfloat16", "float16"]
+    """Half precision inside the network; its weights and the loss keep dtype. float16 scales the
+    loss."""
 
     epsilon: float
     """Smoothing of the Sinkhorn codes: the first setting to lower if the loss stays near ln K."""
@@ -79,8 +87,13 @@ class Config:
     queue_start: float
     """Share of the steps after which the queue is filled."""
 
-    arch: Literal["small", "resnet18", "resnet34", "resnet50"]
-    """Backbone; small is a residual net for images of some 24 pixels."""
+    arch: Literal[
+        "small", "resnet18", "resnet34", "resnet50", "resnet50w2", "resnet50w4", "resnet50w5"
+    ]
+    """Backbone; small is a residual net for images of some 24 pixels, w2 has twice the channels."""
+    model: str
+    """In place of arch a network of yours, as package.module:callable; called without arguments it
+    returns a torch module from images [B, C, H, W] to features [B, dim]."""
     width: int
     """Channels of the small net's first layer; its features have four times as many."""
     hidden_dim: int
@@ -134,7 +147,7 @@ class Config:
         """Convert what TOML and users write loosely, then check every value."""
         for name, hint in typing.get_type_hints(Config).items():
             object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
-        _check_ranges(self)
+        check_ranges(self)
         if self.data not in IN_MEMORY and not self.data.startswith(FOLDER_PREFIX):
             raise TrainerError(
                 f"unknown data {printable(self.data)!r}: choose from {', '.join(IN_MEMORY)} or "
@@ -239,48 +252,6 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if type(value) is not hint:
         raise TrainerError(f"{name} must be of type {hint.__name__}, got {value!r}")
     return value
-
-
-_SHARE = ("holdout", "warmup", "final_learning_rate", "queue_start", "flip", "jitter", "grey",
-          "blur", "brightness", "contrast", "saturation", "gamma", "momentum")  # fmt: skip
-_POSITIVE = ("learning_rate", "epsilon", "temperature")
-_NOT_NEGATIVE = ("seed", "workers", "weight_decay", "freeze_steps", "queue_length", "local_crops",
-                 "rotation")  # fmt: skip
-_LEAST = {
-    "epochs": 1, "batch_size": 2, "iterations": 1, "num_prototypes": 2, "width": 1,
-    "hidden_dim": 1, "feature_dim": 1, "global_size": 4, "local_size": 4, "log_every": 1,
-    "checkpoint_every": 1, "aspect": 1.0,
-}  # fmt: skip
-
-
-def _check_ranges(config: Config) -> None:
-    def refuse_unless(condition: bool, name: str, wanted: str) -> None:
-        if not condition:
-            raise TrainerError(f"{name} must be {wanted}, got {getattr(config, name)!r}")
-
-    for name in _SHARE:
-        refuse_unless(0 <= getattr(config, name) <= 1, name, "from 0 to 1")
-    for name in _POSITIVE:
-        refuse_unless(0 < getattr(config, name) < float("inf"), name, "above 0")
-    for name in _NOT_NEGATIVE:
-        refuse_unless(0 <= getattr(config, name) < float("inf"), name, "0 or more")
-    for name, least in _LEAST.items():
-        refuse_unless(least <= getattr(config, name) < float("inf"), name, f"at least {least}")
-    for name in ("global_area", "local_area"):
-        low, high = getattr(config, name)
-        refuse_unless(0 < low <= high <= 1, name, "two rising shares of the image, above 0 to 1")
-    low, high = config.blur_sigma
-    refuse_unless(0.01 <= low <= high < float("inf"), "blur_sigma", "two rising numbers from 0.01")
-    refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")
-    refuse_unless(0 < config.holdout < 1, "holdout", "between 0 and 1")
-    refuse_unless(
-        config.effective_batch == 0 or config.effective_batch >= config.batch_size,
-        "effective_batch", f"0 or at least batch_size, {config.batch_size}",
-    )  # fmt: skip
-    refuse_unless(
-        config.queue_length == 0 or config.queue_length >= config.step_images, "queue_length",
-        f"0 or at least the images in a step, {config.step_images}",
-    )  # fmt: skip
 
 
 def _to_toml(value: str | int | float | bool | tuple[float, ...]) -> str:

@@ -14,37 +14,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import swav_kernels as sk
-from swav_trainer import accumulation, checkpoint, optim, queues, ranks, seeds
+from swav_trainer import accumulation, checkpoint, optim, queues, ranks
 from swav_trainer.alarm import Alarm, Watch
+from swav_trainer.build import build_model, pick_device
 from swav_trainer.config import ASSIGN_CROPS, Config
 from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
-from swav_trainer.model import Model
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device that the settings name; auto is a GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    name = ranks.local_device(name)
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainerError(f"device {name!r} cannot be used here: {reason}") from error
-    return device
-
-
-def build_model(config: Config, num_channels: int, device: torch.device) -> Model:
-    """Return the untrained model of a run, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.number(config.seed))
-        model = Model(config, num_channels)
-    dtype = getattr(torch, config.dtype)
-    return model.to(device, dtype, memory_format=torch.channels_last)
 
 
 class Trainer:
@@ -68,7 +45,7 @@ class Trainer:
                 f"{len(dataset.train)} training images make no batch of {config.step_images}: "
                 "lower --batch-size or --effective-batch"
             )
-        if config.arch != "small" and dataset.num_channels != 3:
+        if not config.model and config.arch != "small" and dataset.num_channels != 3:
             raise TrainerError(
                 f"--arch {config.arch} wants images of 3 channels, those of {dataset.name} have "
                 f"{dataset.num_channels}: use --arch small"
@@ -82,6 +59,8 @@ class Trainer:
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         self.optimizer = optim.build(self.model, config)
+        # scales the loss so that float16 gradients do not vanish; off, it changes nothing
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "float16")
         self.queue = None
         if config.queue_length:
             length = ranks.share(config.queue_length, "--queue-length")
@@ -132,7 +111,7 @@ class Trainer:
         self.begin_step()
         features = self.project(self.network, crops)
         loss, stats = self.loss(features)
-        loss.backward()
+        self.scaler.scale(loss).backward()
         self.end_step(features[:ASSIGN_CROPS])
         return loss.detach(), stats
 
@@ -146,14 +125,22 @@ class Trainer:
 
     def project(self, network: torch.nn.Module, crops: list[Tensor]) -> Tensor:
         """Crops as the loader gives them -> features [V, B, D]."""
-        features = network([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
-        return features.view(-1, len(crops[0]) // ASSIGN_CROPS, self.config.feature_dim)
+        half = self.config.autocast
+        with torch.autocast(self.device.type, getattr(torch, half, None), enabled=half != "off"):
+            features = network([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
+        return features.to(self.dtype).view(
+            -1, len(crops[0]) // ASSIGN_CROPS, self.config.feature_dim
+        )
 
     def end_step(self, assign_features: Tensor) -> None:
         """Step by the gradients; the features [A, B, D] join the queue."""
+        self.scaler.unscale_(self.optimizer)
         if self.step < self.config.freeze_steps:
             self.model.prototypes.weight.grad = None
-        self.optimizer.step()
+        if self.config.clip_gradient:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         if self.queue is not None and self.step >= self.config.queue_start * self.num_steps:
             self.queue.update(assign_features)
 
@@ -232,6 +219,7 @@ class Trainer:
             "data": self.dataset.fingerprint,
             "seconds": self.seconds,
             "processes": ranks.count(),
+            "scaler": self.scaler.state_dict(),
             "recent": list(self.watch.recent),
             "alarms": [vars(alarm) for alarm in self.watch.raised],
         }
@@ -263,6 +251,7 @@ class Trainer:
                 self.queue.storage.copy_(storage)
                 self.queue.set_extra_state(position)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.scaler.load_state_dict(state["scaler"])
             self.watch.recent.extend(state["recent"])
             self.watch.raised = [Alarm(**values) for values in state["alarms"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Backbones, the projection head and the prototypes."""
 
+import importlib
 from collections.abc import Sequence
 
 import torch
@@ -8,11 +9,15 @@ from torch.nn import functional
 
 import swav_kernels as sk
 from swav_trainer.config import Config
+from swav_trainer.errors import TrainerError
 
-RESNETS = {  # blocks a stage, and whether they are bottlenecks
-    "resnet18": ((2, 2, 2, 2), False),
-    "resnet34": ((3, 4, 6, 3), False),
-    "resnet50": ((3, 4, 6, 3), True),
+RESNETS = {  # blocks a stage, whether they are bottlenecks, and channels in units of ResNet's
+    "resnet18": ((2, 2, 2, 2), False, 1),
+    "resnet34": ((3, 4, 6, 3), False, 1),
+    "resnet50": ((3, 4, 6, 3), True, 1),
+    "resnet50w2": ((3, 4, 6, 3), True, 2),
+    "resnet50w4": ((3, 4, 6, 3), True, 4),
+    "resnet50w5": ((3, 4, 6, 3), True, 5),
 }
 
 
@@ -68,14 +73,14 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 class ResNet(nn.Module):
     """ResNet without its classifier; its parameters have torchvision's names."""
 
-    def __init__(self, blocks: Sequence[int], bottleneck: bool) -> None:
+    def __init__(self, blocks: Sequence[int], bottleneck: bool, widen: int) -> None:
         super().__init__()
         block = Bottleneck if bottleneck else BasicBlock
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        inputs = 64 * widen
+        self.conv1, self.bn1 = nn.Conv2d(3, inputs, 7, 2, 3, bias=False), nn.BatchNorm2d(inputs)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        inputs = 64
         for stage, count in enumerate(blocks):
-            channels = 64 * 2**stage
+            channels = 64 * widen * 2**stage
             layers = []
             for i in range(count):
                 layers.append(block(inputs, channels, 2 if stage > 0 and i == 0 else 1))
@@ -112,18 +117,65 @@ class SmallNet(nn.Module):
         return self.blocks(functional.relu(self.bn1(self.conv1(x)))).mean((2, 3))
 
 
+def load_network(name: str) -> nn.Module:
+    """Call package.module:callable of the user's.
+
+    Raises:
+        TrainerError: there is none, or it makes no torch module.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise TrainerError(f"--model wants package.module:callable, got {name!r}")
+    try:
+        build = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TrainerError(f"--model {name}: {error}; is its folder on PYTHONPATH?") from error
+    try:
+        network = build() if callable(build) else None
+    except Exception as error:  # it is the user's code
+        raise TrainerError(f"--model {name} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise TrainerError(f"--model {name} returns {type(network).__name__}, not a torch module")
+    return network
+
+
+@torch.no_grad()
+def _dim_of(backbone: nn.Module, num_channels: int, config: Config) -> int:
+    """Length of the features, from looking at one pair of blank images."""
+    known = getattr(backbone, "dim", None)
+    if isinstance(known, int):
+        return known
+    images = torch.zeros(2, num_channels, config.global_size, config.global_size)
+    try:
+        shape = backbone.eval()(images).shape
+        backbone.train()
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainerError(
+            f"--model {config.model} does not take images {list(images.shape)}: {reason}"
+        ) from error
+    if len(shape) != 2:
+        raise TrainerError(
+            f"--model {config.model} must return features [B, dim], got {list(shape)} for "
+            f"images {list(images.shape)}: pool and flatten them"
+        )
+    return int(shape[1])
+
+
 class Model(nn.Module):
     """Backbone, head and prototypes of a run."""
 
     def __init__(self, config: Config, num_channels: int) -> None:
         super().__init__()
-        self.backbone = (
-            SmallNet(num_channels, config.width)
-            if config.arch == "small"
-            else ResNet(*RESNETS[config.arch])
-        )
+        if config.model:
+            self.backbone = load_network(config.model)
+        elif config.arch == "small":
+            self.backbone = SmallNet(num_channels, config.width)
+        else:
+            self.backbone = ResNet(*RESNETS[config.arch])
+        dim = _dim_of(self.backbone, num_channels, config)
         self.head = nn.Sequential(
-            nn.Linear(self.backbone.dim, config.hidden_dim),
+            nn.Linear(dim, config.hidden_dim),
             nn.BatchNorm1d(config.hidden_dim),
             nn.ReLU(inplace=True),
             nn.Linear(config.hidden_dim, config.feature_dim),

@@ -1,6 +1,8 @@
 """Optimisers and the learning rate's course."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -20,7 +22,46 @@ def build(model: Model, config: Config) -> torch.optim.Optimizer:
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    return Lars(groups, config.learning_rate, config.momentum, config.trust)
+
+
+class Lars(torch.optim.SGD):
+    """SGD whose gradient of a layer has the norm of its weights (You et al. 2017, 1708.03888).
+
+    A matrix w with gradient g moves by `trust |w| / (|g| + decay |w|) (g + decay w)` in the place
+    of g, with momentum as in SGD; vectors move as in SGD. Layers of norm 0 do too.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float, trust: float
+    ) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum)
+        self.trust = trust
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take a step."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.ndim > 1:
+                    self._scale(p, group["weight_decay"])
+            if any(p.ndim > 1 for p in group["params"]):
+                group["weight_decay"] = 0.0  # it is in the gradients
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+
+    def _scale(self, p: torch.Tensor, decay: float) -> None:
+        size, slope = p.norm(), p.grad.norm()
+        rate = self.trust * size / (slope + decay * size)
+        # without a branch on a GPU's numbers, which would wait for them
+        rate = torch.where((size > 0) & (slope > 0), rate, torch.ones_like(rate))
+        p.grad.add_(p, alpha=decay).mul_(rate)
 
 
 def learning_rate(step: int, num_steps: int, config: Config) -> float:

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from swav_trainer import checkpoint, data, ranks, report
 from swav_trainer import config as settings
+from swav_trainer.build import build_model
 from swav_trainer.config import Config
 from swav_trainer.data import Dataset
-from swav_trainer.engine import Trainer, build_model
+from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import Scores, evaluate
 from swav_trainer.log import Log

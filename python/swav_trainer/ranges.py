@@ -1,0 +1,51 @@
+"""The range of every number among the settings."""
+
+from typing import TYPE_CHECKING
+
+from swav_trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from swav_trainer.config import Config
+
+_SHARE = ("holdout", "warmup", "final_learning_rate", "queue_start", "flip", "jitter", "grey",
+          "blur", "brightness", "contrast", "saturation", "gamma", "momentum")  # fmt: skip
+_POSITIVE = ("learning_rate", "trust", "epsilon", "temperature")
+_NOT_NEGATIVE = ("seed", "workers", "weight_decay", "clip_gradient", "freeze_steps",
+                 "queue_length", "local_crops", "rotation")  # fmt: skip
+_LEAST = {
+    "epochs": 1, "batch_size": 2, "iterations": 1, "num_prototypes": 2, "width": 1,
+    "hidden_dim": 1, "feature_dim": 1, "global_size": 4, "local_size": 4, "log_every": 1,
+    "checkpoint_every": 1, "aspect": 1.0,
+}  # fmt: skip
+
+
+def check_ranges(config: "Config") -> None:
+    """Raise TrainerError for the first setting that is out of its range."""
+
+    def refuse_unless(condition: bool, name: str, wanted: str) -> None:
+        if not condition:
+            raise TrainerError(f"{name} must be {wanted}, got {getattr(config, name)!r}")
+
+    for name in _SHARE:
+        refuse_unless(0 <= getattr(config, name) <= 1, name, "from 0 to 1")
+    for name in _POSITIVE:
+        refuse_unless(0 < getattr(config, name) < float("inf"), name, "above 0")
+    for name in _NOT_NEGATIVE:
+        refuse_unless(0 <= getattr(config, name) < float("inf"), name, "0 or more")
+    for name, least in _LEAST.items():
+        refuse_unless(least <= getattr(config, name) < float("inf"), name, f"at least {least}")
+    for name in ("global_area", "local_area"):
+        low, high = getattr(config, name)
+        refuse_unless(0 < low <= high <= 1, name, "two rising shares of the image, above 0 to 1")
+    low, high = config.blur_sigma
+    refuse_unless(0.01 <= low <= high < float("inf"), "blur_sigma", "two rising numbers from 0.01")
+    refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")
+    refuse_unless(0 < config.holdout < 1, "holdout", "between 0 and 1")
+    refuse_unless(
+        config.effective_batch == 0 or config.effective_batch >= config.batch_size,
+        "effective_batch", f"0 or at least batch_size, {config.batch_size}",
+    )  # fmt: skip
+    refuse_unless(
+        config.queue_length == 0 or config.queue_length >= config.step_images, "queue_length",
+        f"0 or at least the images in a step, {config.step_images}",
+    )  # fmt: skip
