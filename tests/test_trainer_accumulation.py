@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from gloo import run_ranks
+from pictures import pictures
 from swav_trainer import config, data, optim
 from swav_trainer.engine import Trainer
 from swav_trainer.loader import Loader
@@ -124,16 +125,3 @@ def test_crops_of_the_parts_are_those_of_the_whole(preset: str, tmp_path: Path) 
         count = len(crops) // 7
         joined = [piece[kind].view(count, -1, *crops.shape[1:]) for piece in parts]
         assert torch.equal(torch.cat(joined, 1).flatten(0, 1), crops)
-
-
-def pictures(folder: Path) -> Path:
-    """Two classes of ten pictures of noise."""
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        for i in range(10):
-            cv2.imwrite(str(folder / name / f"{i}.png"), rng.integers(0, 255, (30, 40, 3)))
-    return folder

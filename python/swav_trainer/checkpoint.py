@@ -87,6 +87,30 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def does_not_fit(path: Path, error: Exception) -> TrainerError:
+    """Return the error of a checkpoint that is not one of its run's settings."""
+    reason = str(error).strip().splitlines()[0]
+    return TrainerError(
+        f"the checkpoint {printable(path)} does not fit its run ({reason}): start the run again"
+    )
+
+
+def restore_model(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put a checkpoint's weights into the model.
+
+    Raises:
+        TrainerError: they are not this model's.
+    """
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise does_not_fit(path, error) from error
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's state by parameter number and name."""
     return {

@@ -1,4 +1,4 @@
-"""The command `swav`: train and doctor."""
+"""The command `swav`."""
 
 import os
 import sys
@@ -10,10 +10,14 @@ USAGE = """\
 usage: swav COMMAND [options]
 
   swav train     train SwAV, evaluate it and write a report (swav train --help lists the settings)
+  swav eval      score the features of a run, on its own images or on others
+  swav embed     write the features of images
+  swav assign    write the prototype of each image
+  swav export    write the backbone's weights, under torchvision's names
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "doctor")
+COMMANDS = ("train", "eval", "embed", "assign", "export", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +65,11 @@ def _run(arguments: Sequence[str]) -> int:
         from swav_trainer import run  # the libraries of the extra
 
         return run.train(rest)
+    if command in COMMANDS:
+        require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
+        from swav_trainer import use
+
+        return use.main(command, rest)
     raise TrainerError(
         f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
         f"{did_you_mean(command, COMMANDS)}"

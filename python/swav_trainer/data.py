@@ -25,6 +25,7 @@ class Part:
 
     images: "Tensor | ImageFiles"
     labels: Tensor  # [N]
+    rows: Tensor | None = None  # places in the whole set of images that have no names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,7 +74,8 @@ def load(config: Config) -> Dataset:
     train, test = _split(labels, config.holdout, config.seed)
     classes = tuple(str(digit) for digit in range(10))
     return Dataset(
-        config.data, classes, Part(images[train], labels[train]), Part(images[test], labels[test]),
+        config.data, classes,
+        *(Part(images[rows], labels[rows], rows) for rows in (train, test)),
         f"{config.data} {len(labels)}",
     )  # fmt: skip
 

@@ -235,14 +235,8 @@ class Trainer:
                 f"{printable(self.folder)} began with: another split would mix training and "
                 "held-out images; put them back, or start a new run"
             )
+        checkpoint.restore_model(self.model, tensors, path)
         try:
-            self.model.load_state_dict(
-                {
-                    name.removeprefix("model."): x
-                    for name, x in tensors.items()
-                    if name.startswith("model.")
-                }
-            )
             checkpoint.restore_optimizer(self.optimizer, tensors)
             if self.queue is not None:
                 storage, position = queues.deal(
@@ -255,11 +249,7 @@ class Trainer:
             self.watch.recent.extend(state["recent"])
             self.watch.raised = [Alarm(**values) for values in state["alarms"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise TrainerError(
-                f"the checkpoint {printable(path)} does not fit its run ({reason}): start the run "
-                "again"
-            ) from error
+            raise checkpoint.does_not_fit(path, error) from error
         return problem
 
     @contextmanager

@@ -188,3 +188,15 @@ class Model(nn.Module):
         """Project crops of each size, [V_i B, C, H_i, W_i], to normalised features [V B, D]."""
         features = [self.backbone(x.contiguous(memory_format=torch.channels_last)) for x in crops]
         return functional.normalize(self.head(torch.cat(features)), dim=1)
+
+
+class Projection(torch.nn.Module):
+    """Backbone and head: what is compared with the prototypes."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> projected features [B, D]."""
+        return self.model([images])

@@ -23,7 +23,7 @@ from swav_trainer.config import FIELDS, Config
 from swav_trainer.data import Dataset
 from swav_trainer.evaluation import Scores, features_of
 from swav_trainer.loader import Loader
-from swav_trainer.model import Model
+from swav_trainer.model import Model, Projection
 
 GALLERY_ROWS, GALLERY_IMAGES = 18, 10
 THUMBNAIL = 48  # pixels
@@ -160,7 +160,7 @@ def _svg(figure: Figure, label: str) -> str:
 @torch.no_grad()
 def _gallery(config: Config, dataset: Dataset, model: Model) -> str:
     """For the best-filled prototypes the training images nearest to each."""
-    projected = features_of(config, dataset, _Projection(model))[0]
+    projected = features_of(config, dataset, Projection(model))[0]
     similarity = projected @ model.prototypes.weight.float().cpu().T  # [N, K]
     nearest = similarity.argmax(1)
     fill = torch.bincount(nearest, minlength=similarity.shape[1])
@@ -182,17 +182,6 @@ def _gallery(config: Config, dataset: Dataset, model: Model) -> str:
             f"<p>{int(fill[prototype])} images, {100 * purity:.0f} % are {name}</p></div>"
         )
     return "".join(rows)
-
-
-class _Projection(torch.nn.Module):
-    """Backbone and head: what is compared with the prototypes."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model([images])
 
 
 def _thumbnail(loader: Loader, row: int, size: int, dataset: Dataset) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from swav_trainer import checkpoint, data, ranks, report
 from swav_trainer import config as settings
@@ -17,8 +16,9 @@ from swav_trainer.config import Config
 from swav_trainer.data import Dataset
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError, printable
-from swav_trainer.evaluation import Scores, evaluate
+from swav_trainer.evaluation import evaluate
 from swav_trainer.log import Log
+from swav_trainer.table import scores_table
 
 RUNS = Path("runs")
 CONFIG, EVALUATION = "config.toml", "evaluation.json"
@@ -161,7 +161,7 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
         "seconds": seconds,
     }
     (folder / EVALUATION).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    console.print(_table(scores))
+    console.print(scores_table(scores))
     console.print(
         f"{seconds:.0f} s in all. Report: {printable(folder / 'report.html')}",
         markup=False, soft_wrap=True,
@@ -176,12 +176,3 @@ def _bad_files(dataset: Dataset) -> str:
         f"{len(bad.paths)} of {bad.num_files} image files could not be read and were skipped: "
         f"{bad.names()}"
     )
-
-
-def _table(scores: dict[str, Scores]) -> Table:
-    table = Table("per cent right", title=None)
-    for title in report.FIGURES.values():
-        table.add_column(title, justify="right")
-    for kind, title in report.KINDS.items():
-        table.add_row(title, *(f"{scores[kind][name]:.1f}" for name in report.FIGURES))
-    return table
