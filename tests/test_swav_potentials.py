@@ -53,3 +53,24 @@ def test_swav_potentials_with_sample_weights_and_normalize(backend: str, device:
     for a in range(2):
         codes = torch.softmax(scores[a] / 0.05 + f[a].double().cpu(), -1)
         assert_codes(codes, sinkhorn(scores[a], sample_weights=weights[a].double()), scores, 0.05)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("epsilon", [1 / 34.5, 1 / 34.8])
+@pytest.mark.parametrize("num_rows", [5, 130])
+def test_swav_potentials_of_opposite_features(
+    backend: str, device: str, num_rows: int, epsilon: float
+) -> None:
+    """Scores of 1 and of -1 in every row and column, about where logarithms take over."""
+    base = unit_rows(7, 16)
+    prototypes = torch.cat([base, -base, unit_rows(300, 16, seed=1)]).float()
+    features = torch.cat([base, -base, unit_rows(num_rows, 16, seed=2)]).float()[None, :num_rows]
+    scores = features[0].double() @ prototypes.double().T
+    for iterations in (2, 5):
+        f = sk.swav_potentials(
+            features.to(device), prototypes.to(device), epsilon=epsilon, iterations=iterations,
+            backend=backend,
+        )  # fmt: skip
+        codes = torch.softmax(scores / epsilon + f[0].double().cpu(), -1)
+        wanted = sinkhorn(scores, iterations, epsilon)
+        assert largest(codes - wanted) <= 2e-6 + 2.0**-21 / epsilon

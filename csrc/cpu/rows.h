@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "../kernels.h"
 #include "vec.h"
@@ -84,6 +85,23 @@ inline void over_blocks(int64_t n, const Body& body, const Flush& flush) {
     over_vectors<T, kVectors>(size, [&](int64_t k, auto width) { body(begin + k, width); });
     flush();
   }
+}
+
+// The largest norm of n rows [dim]; NaN if one holds NaN
+template <typename T>
+inline T largest_norm(const T* rows, int64_t n, int64_t dim) {
+  T largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    Vec<T> sum{};
+    over_vectors<T>(dim, [&](int64_t d, auto width) {
+      const Vec<T> x = get(rows + i * dim + d, width, T(0));
+      sum += x * x;
+    });
+    const T square = sum_lanes<T>(sum);
+    largest = square <= largest ? largest : square;  // false for NaN, which then stays
+    if (square != square) return square;
+  }
+  return std::sqrt(largest);
 }
 
 inline float from_bfloat16(uint16_t half) {

@@ -10,15 +10,19 @@ namespace {
 
 constexpr int64_t kChunkLanes = 64;
 constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of scores
+// Where |s| / epsilon * log2(e) is at most this, E = 2^t is kept in the place of the scores and a
+// sweep needs no exponential: E, u = 1 / sum_b a E and a = 1 / sum_k u E lie within 2^(2 * 50) N
+constexpr double kLargestExponent = 50;
 
 // One problem
 template <typename T, typename W>
 class Sweeps {
  public:
-  // samples [N, D], sample_weights [N] or null; `keep`: there will be more than one sweep
+  // samples [N, D], sample_weights [N] or null; `keep`: there will be more than one sweep; `norm`:
+  // a bound of the prototypes' norms, or infinity if sums may have any weights
   Sweeps(const T* samples, const Operand<T, W>& prototypes, const T* sample_weights,
          int64_t num_samples, int64_t num_prototypes, int64_t dim, double epsilon, int threads,
-         bool keep)
+         bool keep, T norm)
       : samples_(samples),
         prototypes_(prototypes),
         sample_weights_(sample_weights),
@@ -33,16 +37,20 @@ class Sweeps {
         kept_(keep ? std::min(chunks_,
                               kMostKept / int64_t(std::max<int64_t>(1, chunk_size_) * sizeof(T)))
                    : 0),
+        is_linear_(kept_ > 0 && kept_ == chunks_ && norm < kInf<T> &&
+                   double(largest_norm(samples, num_samples, dim) * norm * scale_) <=
+                       kLargestExponent),
         slots_(num_prototypes, kMostSlots, kBlockRows<W>),
         scores_(std::min(kept_ + 1, chunks_) * chunk_size_ * sizeof(T)),
         packed_(packed_size<T, W>(lanes_, dim) * sizeof(W)),
         totals_(num_prototypes * sizeof(double)),
+        u_(is_linear_ ? num_prototypes * sizeof(T) : 0),
         lane_values_((2 * slots_.count + 2) * kChunkLanes * sizeof(T)) {}
 
   // Maxima and sums [K] of 2^t, in base 2
   void first(T* column_max, T* column_sums) {
     double* totals = totals_.as<double>();
-    std::fill(column_max, column_max + num_prototypes_, -kInf<T>);
+    std::fill(column_max, column_max + num_prototypes_, is_linear_ ? T(0) : -kInf<T>);
     std::fill(totals, totals + num_prototypes_, 0.);
     T* bias = lane_values_.as<T>();  // log w; -inf in lanes without a sample
     over_chunks([&](int64_t chunk, int64_t begin, int64_t count) {
@@ -52,8 +60,12 @@ class Sweeps {
       T* scores = chunk_scores(chunk);
       over_blocks([&](int64_t, int64_t row, int64_t rows) {
         compute(scores, row, rows);
-        for (int64_t k = row; k < row + rows; ++k)
-          add_column(scores + k * lanes_, bias, column_max[k], totals[k]);
+        for (int64_t k = row; k < row + rows; ++k) {
+          if (is_linear_)
+            totals[k] += exponentials(scores + k * lanes_, bias);
+          else
+            add_column(scores + k * lanes_, bias, column_max[k], totals[k]);
+        }
       });
     });
     for (int64_t k = 0; k < num_prototypes_; ++k) column_sums[k] = T(totals[k]);
@@ -61,6 +73,7 @@ class Sweeps {
 
   // Sums [K] of w softmax_k; f is in base 2. After first() if scores are kept.
   void later(const T* f, T* column_sums) {
+    if (is_linear_) return later_linear(f, column_sums);
     double* totals = totals_.as<double>();
     std::fill(totals, totals + num_prototypes_, 0.);
     T *log_sum = lane_values_.as<T>(), *weights = log_sum + kChunkLanes;
@@ -97,6 +110,42 @@ class Sweeps {
   }
 
  private:
+  // The same from E
+  void later_linear(const T* f, T* column_sums) {
+    double* totals = totals_.as<double>();
+    std::fill(totals, totals + num_prototypes_, 0.);
+    T *u = u_.as<T>(), *a = lane_values_.as<T>();
+    over_vectors<T>(num_prototypes_, [&](int64_t k, auto width) {
+      put(u + k, exp2<T>(get(f + k, width, -kInf<T>)), width);
+    });
+    over_chunks([&](int64_t chunk, int64_t, int64_t count) {
+      const T* e = chunk_scores(chunk);
+      for (int64_t slot = 0; slot < slots_.count; ++slot) slot_sums(slot).clear(lanes_);
+      over_blocks([&](int64_t slot, int64_t row, int64_t rows) {
+        T* sums = slot_sums(slot).sum;
+        for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>) {
+          Vec<T> sum{};
+          for (int64_t k = row; k < row + rows; ++k) sum += load(e + k * lanes_ + lane) * u[k];
+          store<T>(sums + lane, load(sums + lane) + sum);
+        }
+      });
+      for (int64_t lane = 0; lane < lanes_; ++lane) {
+        T sum = 0;
+        for (int64_t slot = 0; slot < slots_.count; ++slot) sum += slot_sums(slot).sum[lane];
+        a[lane] = lane < count ? T(1) / sum : T(0);
+      }
+      over_blocks([&](int64_t, int64_t row, int64_t rows) {
+        for (int64_t k = row; k < row + rows; ++k) {
+          Vec<T> sum{};
+          for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>)
+            sum += load(a + lane) * load(e + k * lanes_ + lane);
+          totals[k] += double(u[k] * sum_lanes<T>(sum));
+        }
+      });
+    });
+    for (int64_t k = 0; k < num_prototypes_; ++k) column_sums[k] = T(totals[k]);
+  }
+
   // body(chunk, first sample, samples)
   template <typename Body>
   void over_chunks(const Body& body) {
@@ -136,6 +185,18 @@ class Sweeps {
     return {first, first + kChunkLanes};
   }
 
+  // One prototype's scores of a chunk become E, 0 in lanes without a sample; their sum
+  double exponentials(T* scores, const T* bias) const {
+    Vec<T> sum{};
+    for (int64_t lane = 0; lane < lanes_; lane += kLanes<T>) {
+      Vec<T> x = exp2_product(load(scores + lane), scale_);
+      x = load(bias + lane) == -kInf<T> ? Vec<T>{} : x;
+      store<T>(scores + lane, x);
+      sum += x;
+    }
+    return double(sum_lanes<T>(sum));
+  }
+
   // One prototype's scores of a chunk join its running maximum and sum
   void add_column(const T* scores, const T* bias, T& column_max, double& total) const {
     Vec<T> top = splat(column_max), sum{};
@@ -156,8 +217,9 @@ class Sweeps {
   const T scale_;
   const int threads_;
   const int64_t lanes_, chunks_, chunk_size_, kept_;
+  const bool is_linear_;
   const Pieces slots_;
-  Scratch scores_, packed_, totals_, lane_values_;
+  Scratch scores_, packed_, totals_, u_, lane_values_;
 };
 
 // run(a, sweeps of problem a), one problem after the other so that one's scores are held at a time,
@@ -165,14 +227,16 @@ class Sweeps {
 template <typename T, typename Run>
 void with_sweeps(const T* features, const T* prototypes, const T* sample_weights,
                  int64_t num_problems, int64_t num_samples, int64_t num_prototypes, int64_t dim,
-                 double epsilon, bool bfloat16, int threads, bool keep, const Run& run) {
+                 double epsilon, bool bfloat16, int threads, bool keep, bool has_weights,
+                 const Run& run) {
+  const T norm = keep && !has_weights ? largest_norm(prototypes, num_prototypes, dim) : kInf<T>;
   const auto start = [&](auto word) {
     using Word = decltype(word);
     const Operand<T, Word> operand(prototypes, num_prototypes, dim, true, false);
     for (int64_t a = 0; a < num_problems; ++a) {
       Sweeps<T, Word> sweeps(features + a * num_samples * dim, operand,
                              sample_weights == nullptr ? nullptr : sample_weights + a * num_samples,
-                             num_samples, num_prototypes, dim, epsilon, threads, keep);
+                             num_samples, num_prototypes, dim, epsilon, threads, keep, norm);
       run(a, sweeps);
     }
   };
@@ -188,7 +252,7 @@ void add(Kernels<T>& table) {
                                int64_t num_prototypes, int64_t dim, double epsilon, bool bfloat16,
                                int threads) {
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, false, [&](int64_t a, auto& sweeps) {
+                dim, epsilon, bfloat16, threads, false, true, [&](int64_t a, auto& sweeps) {
                   sweeps.first(column_max + a * num_prototypes, sums + a * num_prototypes);
                 });
     scale_all(column_max, T(kLn2), num_problems * num_prototypes, column_max);
@@ -199,7 +263,7 @@ void add(Kernels<T>& table) {
                               double epsilon, bool bfloat16, int threads) {
     Scratch base_2(num_prototypes * sizeof(T));
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, false, [&](int64_t a, auto& sweeps) {
+                dim, epsilon, bfloat16, threads, false, true, [&](int64_t a, auto& sweeps) {
                   scale_all(f + a * num_prototypes, T(kLog2E), num_prototypes, base_2.as<T>());
                   sweeps.later(base_2.as<T>(), sums + a * num_prototypes);
                 });
@@ -209,7 +273,9 @@ void add(Kernels<T>& table) {
                              int64_t num_samples, int64_t num_prototypes, int64_t dim,
                              double epsilon, int iterations, bool bfloat16, int threads) {
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, iterations > 1, [&](int64_t a, auto& sweeps) {
+                dim, epsilon, bfloat16, threads, iterations > 1,
+                sample_weights != nullptr || log_prototype_weights != nullptr,
+                [&](int64_t a, auto& sweeps) {
                   iterate<T>([&](T* column_max, T* sums) { sweeps.first(column_max, sums); },
                              [&](const T* f_now, T* sums) { sweeps.later(f_now, sums); },
                              log_prototype_weights, num_prototypes, iterations,
