@@ -154,13 +154,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, optimizer: s
     assert untimed[0] == untimed[1]
 
 
-def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 0)])
+def test_a_signal_writes_a_checkpoint_and_resume_goes_on(
+    tmp_path: Path, name: str, status: int
+) -> None:
     code = (
         "import os, signal, sys\n"
         "from swav_trainer import cli, engine\n"
         "step = engine.Trainer._train_step\n"
         "def stop_after_five(self, crops):\n"
-        "    if self.step == 5: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    if self.step == 5: os.kill(os.getpid(), signal.{name})\n"
         "    return step(self, crops)\n"
         "engine.Trainer._train_step = stop_after_five\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
@@ -170,7 +173,7 @@ def test_ctrl_c_writes_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
     stopped = subprocess.run(
         [sys.executable, "-c", code, "train", *options], capture_output=True, text=True
     )
-    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.returncode == status, stopped.stderr
     assert f"swav train --resume {run}" in stopped.stdout
     assert not (run / "evaluation.json").exists()
     assert cli.main(["train", "--resume", str(run)]) == 0

@@ -70,6 +70,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self._interrupted = threading.Event()
+        self._stopped_by = 0  # a signal
         self._try_loss()
 
     def _try_loss(self) -> None:
@@ -81,7 +82,7 @@ class Trainer:
             self.loss(features)
 
     def train(self, log: Log | None) -> bool:
-        """Train to the end; False if Ctrl-C came first. Either way the checkpoint is written."""
+        """Train to the end; False if it was stopped first. Either way the checkpoint is written."""
         started = time.perf_counter() - self.seconds
         with self._listening():
             while self.step < self.num_steps:
@@ -254,22 +255,29 @@ class Trainer:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Let Ctrl-C end the run after the step that it falls in, and a second one at once."""
+        """Let Ctrl-C or SIGTERM end the run after its step, and a second Ctrl-C at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before: Any = signal.getsignal(signal.SIGINT)
 
-        def stop(*_: object) -> None:
-            if self._interrupted.is_set():
+        def stop(number: int, _: object) -> None:
+            if number == signal.SIGINT and self._stopped_by == signal.SIGINT:
                 raise KeyboardInterrupt
+            self._stopped_by = self._stopped_by or number
             self._interrupted.set()
 
-        signal.signal(signal.SIGINT, stop)
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before: list[Any] = [signal.signal(number, stop) for number in signals]
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that was stopped: 0 if by SIGTERM, as schedulers expect, 130 if by Ctrl-C."""
+        return 0 if self._stopped_by == signal.SIGTERM else 130
 
 
 def _like(stats: dict[str, Tensor], loss: Tensor) -> list[Tensor]:

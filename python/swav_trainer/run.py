@@ -129,7 +129,7 @@ def _run(config: Config, folder: Path, resumes: bool) -> int:
             f"Go on with: swav train --resume {printable(folder)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
-        return 130
+        return trainer.exit_code
     if not is_main:
         return 0
     _evaluate(console, trainer, folder)
