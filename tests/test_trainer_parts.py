@@ -295,6 +295,14 @@ def own_network() -> torch.nn.Module:
     )  # fmt: skip
 
 
+def returns_a_pair() -> torch.nn.Module:
+    class Pair(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x
+
+    return Pair()
+
+
 def test_a_network_of_the_users() -> None:
     model = Model(dataclasses.replace(DIGITS, model=f"{__name__}:own_network"), 1)
     assert model.head[0].in_features == 6
@@ -310,6 +318,8 @@ def test_a_network_of_the_users() -> None:
         ("math:net", "no attribute 'net'"),
         ("math:pi", "returns NoneType, not a torch module"),
         ("torch.nn:Identity", r"must return features \[B, dim\], got \[2, 1, 16, 16\]"),
+        ("torch.nn:Flatten", r"lengths \[256, 100\] for crops of \[16, 10\]"),
+        (f"{__name__}:returns_a_pair", "got tuple"),
         ("torch.nn:Threshold", "fails: TypeError.*missing 2 required"),
     ],
 )

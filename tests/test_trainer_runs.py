@@ -133,7 +133,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, optimizer: s
 
     def stopping_step(crops):
         if first.step == stop_at - 1:
-            first._interrupted.set()
+            first.stop.ask()
         return step(crops)
 
     first._train_step = stopping_step
@@ -222,7 +222,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) ->
     assert [entry.name for entry in tmp_path.iterdir()] == [checkpoint.NAME]
 
 
-@pytest.mark.parametrize("damage", ["a bit", "the end", "all"])
+@pytest.mark.parametrize("damage", ["a bit", "the end", "the state", "all"])
 def test_a_damaged_checkpoint_is_seen_and_the_one_before_taken(tmp_path: Path, damage: str) -> None:
     path = tmp_path / checkpoint.NAME
     for step in (1, 2):
@@ -230,6 +230,9 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_taken(tmp_path: Path, d
     content = bytearray(path.read_bytes())
     if damage == "a bit":
         content[-1] ^= 1  # safetensors itself would not see it
+    if damage == "the state":
+        place = content.index(b'{\\"step\\": 2}')
+        content[place : place + 13] = b'{\\"step\\": 9}'
     path.write_bytes(content[:-4] if damage == "the end" else content)
     if damage == "all":
         path.unlink()  # a crash between the two renames
@@ -238,9 +241,47 @@ def test_a_damaged_checkpoint_is_seen_and_the_one_before_taken(tmp_path: Path, d
     assert tensors["x"].tolist() == [1, 1, 1]
     assert "corrupt" in problem
     assert "the one before" in problem
+    # a corrupt one is put aside: the next save must not take the good one's place with it
+    assert checkpoint.load(path, set_aside=True)[1] == {"step": 1}
+    assert not path.exists()
+    checkpoint.save(path, {"x": torch.full((3,), 3)}, {"step": 3})
+    path.unlink()
+    assert checkpoint.load(path)[1] == {"step": 1}
     (tmp_path / checkpoint.PREVIOUS).unlink()
     with pytest.raises(TrainerError, match="corrupt|no checkpoint"):
         checkpoint.load(path)
+
+
+def test_tensors_under_two_names_are_saved(tmp_path: Path) -> None:
+    shared = torch.arange(3.0)
+    checkpoint.save(tmp_path / checkpoint.NAME, {"a": shared, "b": shared}, {})
+    tensors, _, _ = checkpoint.load(tmp_path / checkpoint.NAME)
+    assert torch.equal(tensors["a"], tensors["b"])
+
+
+def with_dropout() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Dropout(0.5),
+    )  # fmt: skip
+
+
+def test_dropout_goes_on_as_if_the_run_had_not_stopped(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SHORT, model=f"{__name__}:with_dropout")
+    whole = trained(settings, tmp_path / "whole")
+    half = tmp_path / "half"
+    half.mkdir()
+    first = Trainer(settings, data.load(settings), half)
+    for _ in zip(range(5), first._steps(0, 0), strict=False):
+        first.step += 1
+    first.save()
+    torch.rand(7)  # another process has drawn other numbers
+    second = Trainer(settings, data.load(settings), half)
+    second.restore()
+    with Log(half, second.step, second.num_steps, second.loader.steps, 1) as log:
+        second.train(log)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(second)[name]), name
 
 
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:

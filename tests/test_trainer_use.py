@@ -61,7 +61,9 @@ def test_embed_writes_features_with_their_labels(
     assert archive["features"].shape == (1797, 16)
     assert archive["labels"].tolist() == [*dataset.train.labels, *dataset.test.labels]
     assert archive["held_out"].sum() == len(dataset.test)
-    assert sorted(map(int, archive["names"])) == list(range(1797))
+    places = archive["names"].astype(int)
+    assert sorted(places) == list(range(1797))
+    assert (data._digits()[1][places].numpy() == archive["labels"]).all()
     assert cli.main(["embed", str(folder_run), str(tmp_path / "b.npz")]) == 0
     archive = np.load(tmp_path / "b.npz")
     assert archive["features"].shape == (219, 512)  # without the one that is no image
@@ -101,6 +103,8 @@ def test_mistakes_are_told_in_one_line(
         (["eval", str(tmp_path / "none")], "no folder"),
         (["embed", str(digits_run), str(tmp_path / "none" / "x.npz")], "cannot write"),
         (["export", str(digits_run), "x.onnx"], ".safetensors or .pth"),
+        (["export", str(digits_run), str(tmp_path / "none" / "x.pth")], "cannot write"),
+        (["export", str(digits_run), str(tmp_path / "none" / "x.safetensors")], "cannot write"),
         (["assign", str(tmp_path), "x.csv"], "cannot read"),
         (["evaluate", str(digits_run)], "did you mean 'eval'"),
     ):

@@ -7,7 +7,6 @@ of the whole are the features [A, B, D].
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from swav_trainer import seeds
 from swav_trainer.config import ASSIGN_CROPS
 
 if TYPE_CHECKING:
@@ -25,13 +23,10 @@ if TYPE_CHECKING:
 def train_step(trainer: "Trainer", epoch: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Take a step; the loss of the whole batch and its telemetry."""
     trainer.begin_step()
-    with torch.random.fork_rng(devices=_gpus(trainer)):
-        assign_features = _embed(trainer, epoch, step)
-        potentials = trainer.potentials(assign_features)
-        loss = _learn(trainer, epoch, step, potentials)
-    with torch.no_grad():
-        _, stats = trainer.loss(assign_features, potentials)
-    stats["loss_minus_log_k"] = loss - math.log(trainer.config.num_prototypes)
+    assign_features = _embed(trainer, epoch, step)
+    potentials = trainer.potentials(assign_features)
+    loss = _learn(trainer, epoch, step, potentials)
+    stats = trainer.telemetry(assign_features, potentials, loss)
     trainer.end_step(assign_features)
     return loss, stats
 
@@ -68,15 +63,11 @@ def _learn(trainer: "Trainer", epoch: int, step: int, potentials: Tensor) -> Ten
 def _parts(trainer: "Trainer", epoch: int, step: int) -> Iterator[list[Tensor]]:
     """The step's crops, part by part, each with the seed of its dropout."""
     for number, crops in enumerate(trainer.loader.micro_batches(epoch, step)):
-        torch.manual_seed(seeds.number(trainer.config.seed, epoch, step, number))
-        yield crops
+        with trainer.chance(number):
+            yield crops
 
 
 def _without_exchange(network: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
     """Leave the processes' gradients apart until the last part."""
     is_shared = isinstance(network, DistributedDataParallel)
     return network.no_sync() if is_shared else contextlib.nullcontext()
-
-
-def _gpus(trainer: "Trainer") -> list[torch.device]:
-    return [trainer.device] if trainer.device.type == "cuda" else []

@@ -17,13 +17,15 @@ from torch import Tensor
 from swav_trainer.errors import TrainerError, printable
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+CORRUPT = "checkpoint.corrupt.safetensors"
 
 
 def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint; a crash at any moment leaves it or the one before, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"state": json.dumps(state), "sha256": _checksum(tensors)}
+    tensors = _apart(tensors)
+    text = json.dumps(state)
+    metadata = {"state": text, "sha256": _checksum(tensors, text)}
     try:
         with temporary.open("wb") as file:
             file.write(to_bytes(tensors, metadata=metadata))
@@ -42,8 +44,24 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         raise TrainerError(f"cannot write the checkpoint {printable(path)}: {error}") from error
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each in memory of its own: a network may know one under two names."""
+    result, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        result[name] = tensor
+    return result
+
+
+def load(path: Path, set_aside: bool = False) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read a checkpoint, or the one before it.
+
+    Args:
+        path: the newest one.
+        set_aside: rename a corrupt one, so that no later save takes it for one that is good.
 
     Returns:
         Tensors, state, and what was wrong with the newest one, or "".
@@ -62,7 +80,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     except TrainerError as error:
         if not previous.is_file():
             raise
-        return *_read(previous), f"{error}; going on from the one before it"
+        tensors, state = _read(previous)
+        if set_aside and path.is_file():
+            path.replace(path.with_name(CORRUPT))
+        return tensors, state, f"{error}; going on from the one before it"
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -70,19 +91,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state, checksum = (file.metadata()[key] for key in ("state", "sha256"))
-        state = json.loads(state)
+            text, checksum = (file.metadata()[key] for key in ("state", "sha256"))
+        state = json.loads(text)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise TrainerError(f"the checkpoint {shown} is corrupt ({error})") from error
-    if checksum != _checksum(tensors):
+    if checksum != _checksum(tensors, text):
         raise TrainerError(f"the checkpoint {shown} is corrupt (its checksum is another one)")
     return tensors, state
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 

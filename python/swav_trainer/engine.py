@@ -1,20 +1,17 @@
 """The training loop: crops, loss, optimiser step, telemetry, checkpoints."""
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import swav_kernels as sk
-from swav_trainer import accumulation, checkpoint, optim, queues, ranks
+from swav_trainer import accumulation, checkpoint, optim, queues, ranks, seeds
 from swav_trainer.alarm import Alarm, Watch
 from swav_trainer.build import build_model, pick_device
 from swav_trainer.config import ASSIGN_CROPS, Config
@@ -22,6 +19,7 @@ from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
+from swav_trainer.signals import Stop
 
 
 class Trainer:
@@ -56,7 +54,10 @@ class Trainer:
         if ranks.count() > 1:
             ranks.synchronise_batch_norms(self.model)
             self.network = DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.model,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=bool(config.model),
             )
         self.optimizer = optim.build(self.model, config)
         # scales the loss so that float16 gradients do not vanish; off, it changes nothing
@@ -69,8 +70,7 @@ class Trainer:
         self.watch = Watch(config)
         self.step = 0
         self.seconds = 0.0
-        self._interrupted = threading.Event()
-        self._stopped_by = 0  # a signal
+        self.stop = Stop()
         self._try_loss()
 
     def _try_loss(self) -> None:
@@ -84,7 +84,7 @@ class Trainer:
     def train(self, log: Log | None) -> bool:
         """Train to the end; False if it was stopped first. Either way the checkpoint is written."""
         started = time.perf_counter() - self.seconds
-        with self._listening():
+        with self.stop.listening():
             while self.step < self.num_steps:
                 epoch, first = divmod(self.step, self.loader.steps)
                 self.model.train()
@@ -92,7 +92,7 @@ class Trainer:
                     self.step += 1
                     self.seconds = time.perf_counter() - started
                     self._observe(log, loss, stats)
-                    if ranks.agree(self._interrupted.is_set(), self.device):
+                    if ranks.agree(self.stop.is_asked, self.device):
                         self.save()
                         return False
                 if (epoch + 1) % self.config.checkpoint_every == 0 or self.step == self.num_steps:
@@ -110,11 +110,31 @@ class Trainer:
 
     def _train_step(self, crops: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         self.begin_step()
-        features = self.project(self.network, crops)
+        with self.chance():
+            features = self.project(self.network, crops)
         loss, stats = self.loss(features)
+        if self.config.assignment == "softmax":
+            stats = self.telemetry(features[:ASSIGN_CROPS], None, loss)
         self.scaler.scale(loss).backward()
         self.end_step(features[:ASSIGN_CROPS])
         return loss.detach(), stats
+
+    @contextmanager
+    def chance(self, part: int = 0) -> Iterator[None]:
+        """Seed what the network draws, such as dropout, by the place in the run."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seeds.number(self.config.seed, self.step, part, ranks.index()))
+            yield
+
+    @torch.no_grad()
+    def telemetry(
+        self, assign_features: Tensor, potentials: Tensor | None, loss: Tensor
+    ) -> dict[str, Tensor]:
+        """Telemetry over all processes where the loss was taken with potentials."""
+        every = torch.cat(ranks.gather(assign_features.detach().contiguous()), 1)
+        _, stats = self.loss(every, potentials)
+        stats["loss_minus_log_k"] = ranks.mean(loss) - math.log(self.config.num_prototypes)
+        return stats
 
     def begin_step(self) -> None:
         """Set the learning rate, normalise the prototypes, forget the gradients."""
@@ -144,6 +164,10 @@ class Trainer:
         self.scaler.update()
         if self.queue is not None and self.step >= self.config.queue_start * self.num_steps:
             self.queue.update(assign_features)
+
+    def release(self) -> None:
+        """Let go of the other processes."""
+        self.network = self.model
 
     def potentials(self, assign_features: Tensor) -> Tensor:
         """What the codes of all these features, [A, B, D], need: f [A, K]."""
@@ -229,7 +253,7 @@ class Trainer:
     def restore(self) -> str:
         """Go back to the checkpoint in the run's folder; returns what was wrong with it, or ""."""
         path = self.folder / checkpoint.NAME
-        tensors, state, problem = checkpoint.load(path)
+        tensors, state, problem = checkpoint.load(path, set_aside=ranks.is_main())
         if state.get("data") != self.dataset.fingerprint:
             raise TrainerError(
                 f"the images of {self.dataset.name} are not those that the run in "
@@ -252,32 +276,6 @@ class Trainer:
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise checkpoint.does_not_fit(path, error) from error
         return problem
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Let Ctrl-C or SIGTERM end the run after its step, and a second Ctrl-C at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, _: object) -> None:
-            if number == signal.SIGINT and self._stopped_by == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stopped_by = self._stopped_by or number
-            self._interrupted.set()
-
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before: list[Any] = [signal.signal(number, stop) for number in signals]
-        try:
-            yield
-        finally:
-            for number, handler in zip(signals, before, strict=True):
-                signal.signal(number, handler)
-
-    @property
-    def exit_code(self) -> int:
-        """Of a run that was stopped: 0 if by SIGTERM, as schedulers expect, 130 if by Ctrl-C."""
-        return 0 if self._stopped_by == signal.SIGTERM else 130
 
 
 def _like(stats: dict[str, Tensor], loss: Tensor) -> list[Tensor]:

@@ -44,14 +44,15 @@ class Loader:
             yield from self._crop_files(epoch, rows)
 
     def micro_batches(self, epoch: int, step: int) -> Iterator[list[Tensor]]:
-        """Yield the same crops of one step, `batch` images at a time."""
-        rows = self._rows(epoch, step).split(self.batch)
+        """Yield the same crops of one step in even parts, of `batch` images at most."""
+        parts = self._rows(epoch, step).tensor_split(-(-self.share // self.batch))
         if self.files is None:
-            for number, chosen in enumerate(rows):
-                first = self.first + number * self.batch
-                yield self._crop_in_memory(epoch, step, chosen, first)
+            first = self.first
+            for rows in parts:
+                yield self._crop_in_memory(epoch, step, rows, first)
+                first += len(rows)
         else:
-            yield from self._crop_files(epoch, list(rows))
+            yield from self._crop_files(epoch, list(parts))
 
     def _rows(self, epoch: int, step: int) -> Tensor:
         """The images of this process in a step."""

@@ -1,5 +1,6 @@
 """Backbones, the projection head and the prototypes."""
 
+import copy
 import importlib
 from collections.abc import Sequence
 
@@ -141,25 +142,35 @@ def load_network(name: str) -> nn.Module:
 
 @torch.no_grad()
 def _dim_of(backbone: nn.Module, num_channels: int, config: Config) -> int:
-    """Length of the features, from looking at one pair of blank images."""
-    known = getattr(backbone, "dim", None)
-    if isinstance(known, int):
-        return known
-    images = torch.zeros(2, num_channels, config.global_size, config.global_size)
-    try:
-        shape = backbone.eval()(images).shape
-        backbone.train()
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    """Length of the features; of a user's network from blank crops, as the training gives them."""
+    if not config.model:
+        return backbone.dim
+    probe = copy.deepcopy(backbone)  # batch norms count what they see
+    sizes = [config.global_size, config.local_size][: 2 if config.local_crops else 1]
+    shapes = []
+    for size in sizes:
+        images = torch.rand(2, num_channels, size, size)
+        try:
+            features = probe(images.contiguous(memory_format=torch.channels_last))
+        except Exception as error:  # it is the user's code
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise TrainerError(
+                f"--model {config.model} fails on crops {list(images.shape)}, channels last: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
+            got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise TrainerError(
+                f"--model {config.model} must return features [B, dim], got {got} for crops "
+                f"{list(images.shape)}: pool and flatten them"
+            )
+        shapes.append(features.shape[1])
+    if len(set(shapes)) > 1:
         raise TrainerError(
-            f"--model {config.model} does not take images {list(images.shape)}: {reason}"
-        ) from error
-    if len(shape) != 2:
-        raise TrainerError(
-            f"--model {config.model} must return features [B, dim], got {list(shape)} for "
-            f"images {list(images.shape)}: pool and flatten them"
+            f"--model {config.model} returns features of lengths {shapes} for crops of {sizes} "
+            "pixels: pool them to one length"
         )
-    return int(shape[1])
+    return int(shapes[0])
 
 
 class Model(nn.Module):

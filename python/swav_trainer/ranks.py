@@ -1,6 +1,8 @@
 """The processes of one run under torchrun: who this one is, and what they do together."""
 
+import gc
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -22,11 +24,17 @@ def join(device: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
 
 
 def leave() -> None:
-    """Leave them; those that go on are not waited for."""
+    """Leave them; those that go on are not waited for. Nothing may hold the group any more."""
+    gc.collect()
+    # Gloo's thread drops a finished collective a moment later and needs Python's lock for it; a
+    # group that is freed before waits for that thread, with the lock, for ever
+    time.sleep(0.2)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -54,6 +62,12 @@ def group() -> dist.ProcessGroup | None:
 def local_device(name: str) -> str:
     """Return the GPU of this process on its machine."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and count() > 1 else name
+
+
+def is_loss_of_a_process(error: RuntimeError) -> bool:
+    """Tell whether a collective failed because another process has gone or hangs."""
+    words = ("gloo", "nccl", "connection", "timed out", "socket")
+    return count() > 1 and any(word in str(error).lower() for word in words)
 
 
 def share(total: int, name: str) -> int:
@@ -122,7 +136,8 @@ def synchronise_batch_norms(module: nn.Module) -> None:
                 child.track_running_stats,
             )  # fmt: skip
             synced.load_state_dict(child.state_dict())
-            setattr(module, name, synced.to(child.running_mean))
+            like = [*child.parameters(), *child.buffers()]
+            setattr(module, name, synced.to(like[0]) if like else synced)
         else:
             synchronise_batch_norms(child)
 
@@ -135,8 +150,13 @@ class _SyncedBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the same, normalised over B of all processes and all places."""
-        if not self.training:
+        if not self.training and self.track_running_stats:
             return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            half = x.dtype in (torch.float16, torch.bfloat16)
+            return self._normalised(x.float() if half else x).to(x.dtype)
+
+    def _normalised(self, x: Tensor) -> Tensor:
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         counted = torch.cat([x.sum(dims), x.new_full((1,), x.numel() / x.shape[1])])
@@ -145,9 +165,13 @@ class _SyncedBatchNorm(_BatchNorm):
         average = counted[:-1] / total
         centred = x - average.view(shape)
         variance = all_reduce(centred.square().sum(dims)) / total
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(average, self.momentum)
-            self.running_var.lerp_(variance * total / (total - 1), self.momentum)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                share = self.momentum  # None is the mean over all batches
+                if share is None:
+                    share = 1 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(average, share)
+                self.running_var.lerp_(variance * total / (total - 1), share)
         y = centred * (variance + self.eps).rsqrt().view(shape)
         return y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y

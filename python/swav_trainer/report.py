@@ -62,7 +62,7 @@ def write(
     text = page.substitute(
         title=html.escape(f"SwAV on {dataset.name}"),
         summary=html.escape(_summary(config, dataset, scores, seconds)),
-        alarms=_alarms(alarms, bad_files, int(steps[-1]["step"])),
+        alarms=_alarms(alarms, bad_files, int(steps[-1]["step"]) if steps else 0),
         table=_table(scores),
         curves=_curves(steps, config.num_prototypes),
         gallery=_gallery(config, dataset, model),

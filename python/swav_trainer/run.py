@@ -1,7 +1,10 @@
 """`swav train`: settings, data, training, evaluation and report, in this order."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +89,7 @@ def _new_folder(output: Path | None, config: Config) -> Path:
     if output is None:
         name = config.data if config.folder is None else printable(config.folder.name)
         candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
-        output = next(path for path in candidates if not path.exists())
+        output = next(path for path in candidates if _claim(path))
     elif any((output / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS)):
         raise TrainerError(
             f"{printable(output)} holds a run already: go on with --resume {printable(output)}, or "
@@ -95,12 +98,27 @@ def _new_folder(output: Path | None, config: Config) -> Path:
     return output
 
 
+def _claim(folder: Path) -> bool:
+    """Make the folder; False if it is there, be it another run's that starts at this moment."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
 def _run(config: Config, folder: Path, resumes: bool) -> int:
     console = Console(highlight=False, quiet=not ranks.is_main())
     dataset = data.load(config)
     # before the training: a part too bad to be judged by would waste it
     dataset = dataclasses.replace(dataset, test=dataset.test.readable(config.workers))
-    trainer = Trainer(config, dataset, folder)
+    try:
+        trainer = Trainer(config, dataset, folder)
+    except TrainerError:
+        if ranks.is_main() and not resumes:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty: nothing was begun
+        raise
     if resumes:
         if problem := trainer.restore():
             console.print(problem, markup=False, soft_wrap=True)
@@ -115,25 +133,40 @@ def _run(config: Config, folder: Path, resumes: bool) -> int:
         f"{trainer.num_steps} steps on {_where(trainer)}; run {printable(folder)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    steps = trainer.num_steps, trainer.loader.steps
-    if ranks.is_main():
-        with Log(folder, trainer.step, *steps, config.log_every) as log:
-            finished = trainer.train(log)
-    else:
-        finished = trainer.train(None)
+    try:
+        finished = _train(trainer)
+    except RuntimeError as error:
+        if not ranks.is_loss_of_a_process(error):
+            raise
+        raise TrainerError(
+            f"another process of this run has gone or hangs ({str(error).splitlines()[0][:120]}); "
+            f"go on from the last checkpoint with --resume {printable(folder)}"
+        ) from error
     is_main = ranks.is_main()
+    trainer.release()
     ranks.leave()  # the evaluation is one process's, and may take longer than a collective
+    if not is_main:
+        sys.stdout.flush()
+        # nothing is left to do, and to take a group apart may wait for its threads
+        os._exit(0 if finished else trainer.stop.exit_code)
     if not finished:
         console.print(
             f"Stopped at step {trainer.step} of {trainer.num_steps}; the checkpoint is written. "
             f"Go on with: swav train --resume {printable(folder)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
-        return trainer.exit_code
-    if not is_main:
-        return 0
+        return trainer.stop.exit_code
     _evaluate(console, trainer, folder)
     return 0
+
+
+def _train(trainer: Trainer) -> bool:
+    if not ranks.is_main():
+        return trainer.train(None)
+    config, loader = trainer.config, trainer.loader
+    steps = trainer.num_steps, loader.steps
+    with Log(trainer.folder, trainer.step, *steps, config.log_every) as log:
+        return trainer.train(log)
 
 
 def _where(trainer: Trainer) -> str:

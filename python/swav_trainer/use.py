@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tyro.conf import Positional, arg
@@ -127,7 +128,9 @@ def export(run: Run, file: File) -> None:
         file: .safetensors file, or .pth for torch.load.
     """
     settings = config.load(run / CONFIG)
-    tensors, _, _ = checkpoint.load(run / checkpoint.NAME)
+    tensors, _, problem = checkpoint.load(run / checkpoint.NAME)
+    if problem:
+        print(problem)
     prefix = "model.backbone."
     weights = {
         name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)
@@ -203,3 +206,6 @@ def _write(file: Path, write: Callable[[], object]) -> None:
         write()
     except OSError as error:
         raise TrainerError(f"cannot write {printable(file)}: {error.strerror}") from error
+    except (RuntimeError, SafetensorError) as error:  # torch.save, safetensors
+        reason = str(error).splitlines()[0]
+        raise TrainerError(f"cannot write {printable(file)}: {reason}") from error
