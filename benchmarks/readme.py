@@ -15,6 +15,11 @@ SHAPES = {
     "sinkhorn": ("256x3000", "4096x3000", "8192x65536"),
     "swav_loss": ("8x64x3000", "8x256x3000", "4x256x30000", "2x8192x65536"),
 }
+ALLOCATORS = {
+    "D": "the C library's allocator as it comes",
+    "W": "an allocator that keeps freed memory (`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`), "
+    "which spares the others their page faults",
+}
 HEADER = (
     "| | ms | official / ours | torch.compile / ours | best plain torch / ours | of the limit "
     "| peak MB (official) |\n|---|---|---|---|---|---|---|"
@@ -42,7 +47,7 @@ def about(result: dict[str, Any]) -> str:
     machine = result["machine"]
     where = machine["gpu"] or (
         f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, "
-        f"allocator setting {machine['allocator']}"
+        f"{ALLOCATORS.get(machine['allocator'], machine['allocator'])}"
     )
     commit = (result["commit"] or "unknown")[:10]
     return f"{where}; torch {result['versions']['torch']}, commit {commit}, {result['date']}:"

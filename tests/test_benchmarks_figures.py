@@ -206,7 +206,7 @@ def test_the_readme_table_is_written_in_its_place_and_again_the_same() -> None:
         "| `sinkhorn` 256x3000, codes (cpu) | 2.000 | 4.00 | - | - | copy 70 % | 3.0 (3.0) |"
         in (block.splitlines())
     )
-    assert "A processor, 1 of 4 cores, allocator setting W; torch 2.13.0" in block
+    assert "A processor, 1 of 4 cores, an allocator that keeps freed memory" in block
     text = f"# Title\n\n{readme.START}\n\n## Next\n"
     once = readme.insert(text, block)
     assert once.startswith(f"# Title\n\n{readme.START}\n## Figures")
