@@ -17,7 +17,8 @@ SHAPES = {
 }
 ALLOCATORS = {
     "D": "the C library's allocator as it comes",
-    "W": "an allocator that keeps freed memory (`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`), "
+    "W": "an allocator that keeps freed memory "
+    "(`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`), "
     "which spares the others their page faults",
 }
 HEADER = (
