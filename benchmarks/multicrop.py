@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from swav_trainer.loader import Loader
 from torch import Tensor
 
 from benchmarks import measure
+
+if TYPE_CHECKING:  # Pillow is imported by who calls, if it is there
+    from PIL.Image import Image as PilImage
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 NUM_IMAGES = 16  # of a sample
@@ -105,7 +109,7 @@ def pillow_pipeline(path: Path) -> Callable[[], object]:
 
 
 def _pillow_crop(
-    image: "PIL.Image.Image",  # noqa: F821  # Pillow is imported by who calls
+    image: "PilImage",
     size: int,
     area: tuple[float, float],
     config: Config,
@@ -139,10 +143,10 @@ def _box(
 
 
 def _pillow_jitter(
-    crop: "PIL.Image.Image",  # noqa: F821
+    crop: "PilImage",
     config: Config,
     rng: np.random.Generator,
-) -> "PIL.Image.Image":  # noqa: F821
+) -> "PilImage":
     """Brightness, contrast, saturation and hue, in random order."""
     from PIL import Image, ImageEnhance
 

@@ -24,7 +24,9 @@ inline Whole vector_of(Whole, int) {
 template <typename T>
 inline Part vector_of(Part part, int j) {
   const int64_t count = part.count - j * kLanes<T>;
-  return {std::clamp<int64_t>(count, 0, kLanes<T>), part.has_before || j > 0};
+  // the vectors before this one are whole only if the row has so many elements
+  const bool has_before = part.has_before || (j > 0 && part.count >= kLanes<T>);
+  return {std::clamp<int64_t>(count, 0, kLanes<T>), has_before};
 }
 
 template <typename T>
@@ -98,8 +100,8 @@ inline T largest_norm(const T* rows, int64_t n, int64_t dim) {
       sum += x * x;
     });
     const T square = sum_lanes<T>(sum);
-    largest = square <= largest ? largest : square;  // false for NaN, which then stays
     if (square != square) return square;
+    largest = std::max(largest, square);
   }
   return std::sqrt(largest);
 }

@@ -20,6 +20,7 @@ else:
 PRESETS = Path(__file__).parent / "presets"
 FOLDER_PREFIX = "folder:"
 IN_MEMORY = ("mnist5k", "digits")
+FILE = "config.toml"  # in the folder of a run
 DEFAULT_PRESET = "mnist5k"
 ASSIGN_CROPS = 2  # the global crops, whose codes are computed
 

@@ -61,6 +61,16 @@ class Dataset:
         images = self.train.images
         return None if isinstance(images, Tensor) else images.bad
 
+    def note_on_bad_files(self) -> str:
+        """One line on them, or nothing if there are none."""
+        bad = self.bad_files
+        if bad is None or not bad.paths:
+            return ""
+        return (
+            f"{len(bad.paths)} of {bad.num_files} image files could not be read and were skipped: "
+            f"{bad.names()}"
+        )
+
 
 def load(config: Config) -> Dataset:
     """Load the data that the settings name, split by their seed.

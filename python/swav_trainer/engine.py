@@ -113,7 +113,7 @@ class Trainer:
         with self.chance():
             features = self.project(self.network, crops)
         loss, stats = self.loss(features)
-        if self.config.assignment == "softmax":
+        if self.config.assignment == "softmax" and ranks.count() > 1:
             stats = self.telemetry(features[:ASSIGN_CROPS], None, loss)
         self.scaler.scale(loss).backward()
         self.end_step(features[:ASSIGN_CROPS])

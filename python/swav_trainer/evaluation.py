@@ -41,6 +41,14 @@ def evaluate(
     return {name: score(kind, labels, config.seed) for name, kind in kinds.items()}, features
 
 
+def rounded(scores: dict[str, Scores]) -> dict[str, Scores]:
+    """Figures as they are written to files."""
+    return {
+        kind: {name: round(value, 2) for name, value in figures.items()}
+        for kind, figures in scores.items()
+    }
+
+
 @torch.no_grad()
 def features_of(config: Config, dataset: Dataset, backbone: Callable[[Tensor], Tensor]) -> Features:
     """Features of the whole images of both parts, float32 on the CPU."""

@@ -31,12 +31,13 @@ def join(device: str) -> None:
 
 def leave() -> None:
     """Leave them; those that go on are not waited for. Nothing may hold the group any more."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
     gc.collect()
     # Gloo's thread drops a finished collective a moment later and needs Python's lock for it; a
     # group that is freed before waits for that thread, with the lock, for ever
     time.sleep(0.2)
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def count() -> int:
@@ -150,7 +151,7 @@ class _SyncedBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the same, normalised over B of all processes and all places."""
-        if not self.training and self.track_running_stats:
+        if not self.training:  # one process evaluates, by itself
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             half = x.dtype in (torch.float16, torch.bfloat16)

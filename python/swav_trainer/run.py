@@ -1,6 +1,5 @@
 """`swav train`: settings, data, training, evaluation and report, in this order."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,15 +15,14 @@ from swav_trainer import checkpoint, data, ranks, report
 from swav_trainer import config as settings
 from swav_trainer.build import build_model
 from swav_trainer.config import Config
-from swav_trainer.data import Dataset
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError, printable
-from swav_trainer.evaluation import evaluate
+from swav_trainer.evaluation import evaluate, rounded
 from swav_trainer.log import Log
 from swav_trainer.table import scores_table
 
 RUNS = Path("runs")
-CONFIG, EVALUATION = "config.toml", "evaluation.json"
+EVALUATION = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +49,10 @@ def train(arguments: Sequence[str]) -> int:
         folder = Path(resume)
         if not folder.is_dir():
             raise TrainerError(f"no folder {printable(folder)}: --resume wants the folder of a run")
-        config = settings.load(folder / CONFIG)
+        config = settings.load(folder / settings.FILE)
         ranks.join(config.device)
-        return _run(config, folder, resumes=True)
+        trainer = _prepare(config, folder)
+        return _run(trainer, trainer.restore())
     preset = _value_of("preset", arguments)
     if preset is None:
         preset = settings.preset_for(_value_of("data", arguments))
@@ -68,9 +67,12 @@ def train(arguments: Sequence[str]) -> int:
     )
     values = {field.name: getattr(options, field.name) for field in settings.FIELDS}
     config = Config(**{**values, "data": settings.resolve_data(options.data)})
+    _refuse_a_run(options.output)
     ranks.join(config.device)
-    folder = ranks.tell(lambda: _new_folder(options.output, config))
-    return _run(config, folder, resumes=False)
+    trainer = _prepare(config, options.output or RUNS)
+    # only now, when the settings have been tried
+    trainer.folder = ranks.tell(lambda: _new_folder(options.output, config))
+    return _run(trainer)
 
 
 def _value_of(name: str, arguments: Sequence[str]) -> str | None:
@@ -85,17 +87,29 @@ def _value_of(name: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _new_folder(output: Path | None, config: Config) -> Path:
+def _refuse_a_run(output: Path | None) -> None:
     if output is None:
-        name = config.data if config.folder is None else printable(config.folder.name)
-        candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
-        output = next(path for path in candidates if _claim(path))
-    elif any((output / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS)):
+        return
+    if any((output / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS)):
         raise TrainerError(
             f"{printable(output)} holds a run already: go on with --resume {printable(output)}, or "
             "name another --output"
         )
-    return output
+
+
+def _new_folder(output: Path | None, config: Config) -> Path:
+    """Make the folder of a run, with its settings."""
+    name = config.data if config.folder is None else printable(config.folder.name)
+    candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
+    folder = output or RUNS
+    try:
+        if output is None:
+            folder = next(path for path in candidates if _claim(path))
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder / settings.FILE)
+    except OSError as error:
+        raise TrainerError(f"cannot write to {printable(folder)}: {error.strerror}") from error
+    return folder
 
 
 def _claim(folder: Path) -> bool:
@@ -107,32 +121,25 @@ def _claim(folder: Path) -> bool:
     return True
 
 
-def _run(config: Config, folder: Path, resumes: bool) -> int:
-    console = Console(highlight=False, quiet=not ranks.is_main())
+def _prepare(config: Config, folder: Path) -> Trainer:
     dataset = data.load(config)
     # before the training: a part too bad to be judged by would waste it
     dataset = dataclasses.replace(dataset, test=dataset.test.readable(config.workers))
-    try:
-        trainer = Trainer(config, dataset, folder)
-    except TrainerError:
-        if ranks.is_main() and not resumes:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # if it is empty: nothing was begun
-        raise
-    if resumes:
-        if problem := trainer.restore():
-            console.print(problem, markup=False, soft_wrap=True)
-    elif ranks.is_main():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            config.save(folder / CONFIG)
-        except OSError as error:
-            raise TrainerError(f"cannot write to {printable(folder)}: {error.strerror}") from error
+    return Trainer(config, dataset, folder)
+
+
+def _run(trainer: Trainer, problem: str = "") -> int:
+    """Train, then evaluate; `problem` is what the user should know of the checkpoint."""
+    console = Console(highlight=False, quiet=not ranks.is_main())
+    dataset, folder = trainer.dataset, trainer.folder
+    if problem:
+        console.print(problem, markup=False, soft_wrap=True)
     console.print(
         f"{dataset.name}: {len(dataset.train)} images to learn from, {len(dataset.test)} held out; "
         f"{trainer.num_steps} steps on {_where(trainer)}; run {printable(folder)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+    is_main = ranks.is_main()
     try:
         finished = _train(trainer)
     except RuntimeError as error:
@@ -142,9 +149,9 @@ def _run(config: Config, folder: Path, resumes: bool) -> int:
             f"another process of this run has gone or hangs ({str(error).splitlines()[0][:120]}); "
             f"go on from the last checkpoint with --resume {printable(folder)}"
         ) from error
-    is_main = ranks.is_main()
-    trainer.release()
-    ranks.leave()  # the evaluation is one process's, and may take longer than a collective
+    finally:
+        trainer.release()
+        ranks.leave()  # the evaluation is one process's, and may take longer than a collective
     if not is_main:
         sys.stdout.flush()
         # nothing is left to do, and to take a group apart may wait for its threads
@@ -180,32 +187,16 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     dataset = dataclasses.replace(dataset, train=dataset.train.readable(config.workers))
     untrained = build_model(config, dataset.num_channels, trainer.device)
     scores, features = evaluate(config, dataset, trainer.model, untrained)
-    bad = _bad_files(dataset)
+    bad = dataset.note_on_bad_files()
     if bad:
         console.print(bad, markup=False, soft_wrap=True)
     seconds = trainer.seconds + time.perf_counter() - started
     report.write(folder, config, dataset, trainer.model, features[1], scores, seconds, bad)
     seconds = round(trainer.seconds + time.perf_counter() - started, 1)
-    result = {
-        **{
-            kind: {name: round(value, 2) for name, value in figures.items()}
-            for kind, figures in scores.items()
-        },
-        "seconds": seconds,
-    }
+    result = {**rounded(scores), "seconds": seconds}
     (folder / EVALUATION).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console.print(scores_table(scores))
     console.print(
         f"{seconds:.0f} s in all. Report: {printable(folder / 'report.html')}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-
-
-def _bad_files(dataset: Dataset) -> str:
-    bad = dataset.bad_files
-    if bad is None or not bad.paths:
-        return ""
-    return (
-        f"{len(bad.paths)} of {bad.num_files} image files could not be read and were skipped: "
-        f"{bad.names()}"
-    )

@@ -22,7 +22,7 @@ from swav_trainer.build import build_model, pick_device
 from swav_trainer.config import Config
 from swav_trainer.data import Dataset, Part
 from swav_trainer.errors import TrainerError, printable
-from swav_trainer.evaluation import evaluate, features_of
+from swav_trainer.evaluation import evaluate, features_of, rounded
 from swav_trainer.model import Model, Projection
 from swav_trainer.table import scores_table
 
@@ -50,11 +50,8 @@ def eval_run(run: Run, data: Data = None, json_file: Path | None = None) -> None
     scores, _ = evaluate(settings, dataset, model, untrained)
     Console(highlight=False).print(scores_table(scores))
     if json_file is not None:
-        rounded = {
-            kind: {name: round(value, 2) for name, value in figures.items()}
-            for kind, figures in scores.items()
-        }
-        json_file.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(rounded(scores), indent=1) + "\n"
+        _write(json_file, lambda: json_file.write_text(text, encoding="utf-8"))
 
 
 def embed(run: Run, file: File, data: Data = None) -> None:
@@ -70,14 +67,19 @@ def embed(run: Run, file: File, data: Data = None) -> None:
     """
     settings, dataset, model = _open(run, data)
     features = torch.cat(features_of(settings, dataset, model.backbone))
-    _write(
-        file,
-        lambda: np.savez(
-            file.open("wb"), features=features.numpy(), labels=_labels(dataset).numpy(),
-            classes=np.array(dataset.classes), names=np.array(_names(dataset)),
-            held_out=_held_out(dataset).numpy(),
-        ),
-    )  # fmt: skip
+    arrays = {
+        "features": features.numpy(),
+        "labels": _labels(dataset).numpy(),
+        "classes": np.array(dataset.classes),
+        "names": np.array(_names(dataset)),
+        "held_out": _held_out(dataset).numpy(),
+    }
+
+    def write() -> None:
+        with file.open("wb") as opened:  # a name given to savez would get an ending
+            np.savez(opened, **arrays)
+
+    _write(file, write)
     print(f"{len(features)} features of length {features.shape[1]}: {printable(file)}")
 
 
@@ -127,7 +129,7 @@ def export(run: Run, file: File) -> None:
         run: folder of a run.
         file: .safetensors file, or .pth for torch.load.
     """
-    settings = config.load(run / CONFIG)
+    settings = config.load(run / config.FILE)
     tensors, _, problem = checkpoint.load(run / checkpoint.NAME)
     if problem:
         print(problem)
@@ -144,7 +146,6 @@ def export(run: Run, file: File) -> None:
     print(f"{len(weights)} tensors of {settings.model or settings.arch}: {printable(file)}")
 
 
-CONFIG = "config.toml"
 BALANCING = 20
 COMMANDS: dict[str, Callable[..., None]] = {
     "eval": eval_run, "embed": embed, "assign": assign, "export": export
@@ -155,7 +156,7 @@ def _open(run: Path, other_data: str | None) -> tuple[Config, Dataset, Model]:
     """Settings, images and trained model of a run; bad files are left out and named."""
     if not run.is_dir():
         raise TrainerError(f"no folder {printable(run)}: it wants the folder of a run")
-    settings = config.load(run / CONFIG)
+    settings = config.load(run / config.FILE)
     own_channels = None
     if other_data is not None:
         own_channels = data.load(settings).num_channels if settings.folder is None else 3
@@ -168,8 +169,8 @@ def _open(run: Path, other_data: str | None) -> tuple[Config, Dataset, Model]:
         )
     parts = (part.readable(settings.workers) for part in (dataset.train, dataset.test))
     dataset = dataclasses.replace(dataset, **dict(zip(("train", "test"), parts)))
-    if dataset.bad_files is not None and dataset.bad_files.paths:
-        print(f"skipped, for they cannot be read: {dataset.bad_files.names()}")
+    if note := dataset.note_on_bad_files():
+        print(note)
     model = build_model(settings, dataset.num_channels, pick_device(settings.device))
     tensors, _, problem = checkpoint.load(run / checkpoint.NAME)
     if problem:
