@@ -175,7 +175,7 @@ def _gallery(config: Config, dataset: Dataset, model: Model) -> str:
         labels = dataset.train.labels[nearest == prototype]
         common = int(labels.mode().values)
         purity = float((labels == common).float().mean())
-        images = "".join(_thumbnail(loader, row, config.global_size, dataset) for row in chosen)
+        images = "".join(_thumbnail(loader, row, config.eval_size, dataset) for row in chosen)
         name = html.escape(dataset.classes[common])
         rows.append(
             f"<div class=prototype><div class=images>{images}</div>"
