@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SMALL = dataclasses.replace(load_preset("digits"), epochs=1, width=4, log_every=1)
-SWAV_50 = "resnet50"
 
 
 def trained(settings, folder: Path) -> Trainer:

@@ -14,10 +14,11 @@ usage: swav COMMAND [options]
   swav embed     write the features of images
   swav assign    write the prototype of each image
   swav export    write the backbone's weights, under torchvision's names
+  swav presets   list the presets, or print one
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "eval", "embed", "assign", "export", "doctor")
+COMMANDS = ("train", "eval", "embed", "assign", "export", "presets", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,8 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     if command == "doctor":
         return _doctor(rest)
+    if command == "presets":
+        return _presets(rest)
     if command == "train":
         require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
         from swav_trainer import run  # the libraries of the extra
@@ -74,6 +77,20 @@ def _run(arguments: Sequence[str]) -> int:
         f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
         f"{did_you_mean(command, COMMANDS)}"
     )
+
+
+def _presets(arguments: Sequence[str]) -> int:
+    from swav_trainer import settings
+
+    if len(arguments) > 1:
+        raise TrainerError(f"presets takes one name or none, got {' '.join(arguments)}")
+    for name in arguments or settings.preset_names():
+        preset = settings.load_preset(name)
+        notes = settings.about(name)
+        print(f"{name}\n  source: {notes['source']}\n  expected: {notes['expected']}")
+        if arguments:
+            print("\n" + settings.to_text(preset), end="")
+    return 0
 
 
 def _doctor(arguments: Sequence[str]) -> int:

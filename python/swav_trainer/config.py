@@ -56,7 +56,10 @@ class Config:
     warmup_rate: float
     """Where it begins to rise, as a share of the peak."""
     weight_decay: float
-    """Of matrices and filters; biases and batch norms have none."""
+    """Of matrices and filters."""
+    decay_vectors: bool
+    """Treat biases and norms as the matrices are: with weight decay, and lars at rates of their
+    own, as the paper's runs did."""
     momentum: float
     """Of sgd and lars."""
     trust: float
