@@ -84,6 +84,11 @@ class Config:
     """Of the Sinkhorn."""
     assignment: Literal["sinkhorn", "softmax"]
     """Codes: balanced by the Sinkhorn, or a plain softmax, which collapses."""
+    hard_codes: bool
+    """One-hot codes in place of soft ones."""
+    precision: Literal["float32", "bfloat16"]
+    """Of the loss's products; bfloat16 is faster and rounds features and prototypes. It is for
+    dtype float32."""
     num_prototypes: int
     """K."""
     heads: int
