@@ -14,10 +14,11 @@ usage: swav COMMAND [options]
   swav embed     write the features of images
   swav assign    write the prototype of each image
   swav export    write the backbone's weights, under torchvision's names
+  swav lint      find the known defects of home-grown SwAV code
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "eval", "embed", "assign", "export", "doctor")
+COMMANDS = ("train", "eval", "embed", "assign", "export", "lint", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,10 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     if command == "doctor":
         return _doctor(rest)
+    if command == "lint":
+        from swav_trainer import lint
+
+        return lint.main(rest)
     if command == "train":
         require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
         from swav_trainer import run  # the libraries of the extra
