@@ -14,7 +14,6 @@ SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # 1 / epsilon is a normal number in
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRECISIONS = ("float32", "bfloat16")
 NORM_EPS = 1e-12
-FIRST_ARGUMENTS = ("features", "scores", "student_scores")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -26,7 +25,7 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(op)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         # the tensor that every op begins with, or the op says what it wants
-        first = args[0] if args else next((kwargs[x] for x in FIRST_ARGUMENTS if x in kwargs), None)
+        first = args[0] if args else kwargs.get("features", kwargs.get("scores"))
         device_type = first.device.type if isinstance(first, Tensor) else "meta"
         if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return op(*args, **kwargs)

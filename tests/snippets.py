@@ -167,6 +167,9 @@ NOT_NORMALISED = [
     MODEL.replace(*HERE_PROTOTYPES).replace(*HERE_FEATURES),
     FEATURES.replace(*HERE_PROTOTYPES),
     PROTOTYPES_ALONE.replace(*HERE_FEATURES),
+    PROTOTYPES_ALONE.replace("z = x", "x = self.backbone(x)").replace(
+        "self.prototypes(z)", "self.prototypes(x)  # here"
+    ),
     # a batch norm and the normalisation of pixels are not that of features
     MODEL.replace("nn.Linear(8, 4)", "nn.Sequential(Normalize(0, 1), nn.BatchNorm1d(4))")
     .replace(*HERE_PROTOTYPES)

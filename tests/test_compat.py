@@ -219,6 +219,32 @@ def test_ibot_counts_masked_patches_in_place(tmp_path: Path) -> None:
     assert ranks == [(N, N, 20, True)] * 2 + [(N, N, 47, True)] * 2
 
 
+def groups_of_rank(rank: int) -> dict[str, Tensor]:
+    halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    group = halves[rank // 2]
+    scores = cosines().split(SIZES)[rank]
+    q = exponentials(scores)
+    return {
+        "official": official.distributed_sinkhorn(scores, group=group),
+        "mmpretrain": mmpretrain.distributed_sinkhorn(scores, 3, 2, 0.05, group=group),
+        "vissl": vissl.distributed_sinkhornknopp(q, 3, False, 2, False, False, group=group),
+        "power law": vissl.distributed_sinkhorn_powerlaw(
+            q, 3, 0.0, False, 2, False, False, group=group
+        ),
+        "bolts": bolts.distributed_sinkhorn(None, q, 3, group=group),
+        "dino": dino.sinkhorn_knopp_teacher(None, scores, 0.05, group=group),
+        "capi": capi.sinkhorn_knopp(scores / 0.05, 3, group=group),
+        "strict": capi.sinkhorn_knopp(scores / 0.05, 3, group=group, strict=True),
+    }
+
+
+def test_a_named_group_is_what_is_summed_over(tmp_path: Path) -> None:
+    ranks = run_ranks(4, tmp_path, groups_of_rank)
+    for half, rows in ((ranks[:2], cosines()[:20]), (ranks[2:], cosines()[20:])):
+        for name in half[0]:
+            assert_codes(torch.cat([rank[name] for rank in half]), shares_in_turn(rows, 3))
+
+
 def test_dino_takes_scores_beyond_the_range_of_exp() -> None:
     scores = cosines() * 20  # exp(20 / 0.05) is infinite in float32 and in float64
     codes = dino.sinkhorn_knopp_teacher(None, scores, torch.tensor(0.05))

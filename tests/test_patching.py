@@ -233,9 +233,9 @@ def test_dinov2_methods(install: Install, capsys: pytest.CaptureFixture[str]) ->
 def dinov3_of_rank(rank: int) -> tuple[bool, bool, int]:
     halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     module("dinov3.distributed").subgroup = halves[rank // 2]
-    scores = cosines()[10 * (rank % 2) : 10 * (rank % 2) + 10]
-    wanted = shares_in_turn(cosines()[:20], 3).split(10)[rank % 2]
-    count = torch.tensor(10)
+    scores = cosines()[:28].split(7)[rank]
+    wanted = shares_in_turn(cosines()[:28].split(14)[rank // 2], 3).split(7)[rank % 2]
+    count = torch.tensor(7)
     sk.patch("dinov3")
     teacher = module("dinov3.loss.ibot_patch_loss").SinkhornKnoppTeacher()
     codes = teacher(scores, EPSILON, n_masked_patches_tensor=count)
@@ -249,7 +249,7 @@ def dinov3_of_rank(rank: int) -> tuple[bool, bool, int]:
 
 def test_dinov3_sums_over_its_process_subgroup(install: Install, tmp_path: Path) -> None:
     install(DINOV3)
-    assert run_ranks(4, tmp_path, dinov3_of_rank) == [(True, True, 20)] * 4
+    assert run_ranks(4, tmp_path, dinov3_of_rank) == [(True, True, 14)] * 4
     with sk.patched("dinov3"):  # and without torch.distributed
         teacher = module("dinov3.loss.ibot_patch_loss").SinkhornKnoppTeacher()
         codes = teacher(cosines(), EPSILON, torch.tensor(30))

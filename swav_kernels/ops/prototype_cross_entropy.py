@@ -13,7 +13,6 @@ from swav_kernels.reference import prototype_cross_entropy as reference
 OP = "prototype_cross_entropy"
 
 
-@checks.without_autocast
 def prototype_cross_entropy(
     student_scores: Tensor,
     teacher_codes: Tensor,
