@@ -1,5 +1,6 @@
 """Drop-ins against the formula of each code base, in one process and over Gloo ranks."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -334,10 +335,14 @@ def test_solo_learn_loss_and_its_gradients() -> None:
     assert not torch.equal(loss, solo_learn.swav_loss_func(leaves, codes, 0.2))
 
 
-def loss_of_rank(rank: int, gather: bool) -> Tensor:
+def loss_of_rank(rank: int, gather: bool) -> tuple[Tensor, list[tuple[str, str]]]:
     shares = [view.detach().split([10, 13])[rank] for view in views(3)]
-    loss = lightly.SwaVLoss(sinkhorn_gather_distributed=gather)(shares[:2], shares[2:])
-    return loss * len(shares[0]) / 23
+    criterion = lightly.SwaVLoss(sinkhorn_gather_distributed=gather)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss, _ = (criterion(shares[:2], shares[2:]) for _ in range(2))
+    said = [(Path(warning.filename).name, str(warning.message)) for warning in caught]
+    return loss * len(shares[0]) / 23, said
 
 
 @pytest.mark.parametrize("gather", [False, True])
@@ -346,5 +351,9 @@ def test_lightly_loss_over_ranks(gather: bool, tmp_path: Path) -> None:
     parts = scores.split([23] if gather else [10, 13], 1)
     codes = torch.cat([torch.stack([shares_in_turn(s, 3) for s in part[:2]]) for part in parts], 1)
     wanted = swapped_cross_entropy(scores, codes)
-    loss = sum(run_ranks(2, tmp_path, loss_of_rank, gather))
-    assert abs(float(loss) - float(wanted)) <= 1e-6 * float(wanted)
+    ranks = run_ranks(2, tmp_path, loss_of_rank, gather)
+    loss = sum(float(share) for share, _ in ranks)
+    assert abs(loss - float(wanted)) <= 1e-6 * float(wanted)
+    for _, said in ranks:  # once, at the line of the call
+        assert [file for file, _ in said] == ([] if gather else ["test_compat.py"])
+        assert all("Pass sinkhorn_gather_distributed=True" in message for _, message in said)

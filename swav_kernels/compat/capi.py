@@ -60,8 +60,11 @@ def stabilised_sinkhorn(
 ) -> Tensor:
     """[..., N, K]: the linear-domain form that adds eps to every denominator; sums in float32."""
     logits = logits.to(accumulate_dtype(logits))
-    padded = torch.nn.functional.pad(logits, (0, 0, 0, 1), value=-math.inf)  # a rank without rows
-    top = all_reduce(padded.amax(-2, keepdim=True), "max", group)
+    if logits.shape[-2]:
+        top = logits.amax(-2, keepdim=True)
+    else:  # a rank without rows
+        top = logits.new_full((*logits.shape[:-2], 1, logits.shape[-1]), -math.inf)
+    top = all_reduce(top, "max", group)
     codes = (logits - top + largest_exponent).exp()
     for _ in range(iterations):
         codes = codes / (all_reduce(codes.sum(-2, keepdim=True), "sum", group) + eps)

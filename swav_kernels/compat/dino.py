@@ -6,7 +6,6 @@
 
 import importlib
 
-import torch
 from torch import Tensor, nn
 
 from swav_kernels.distributed import Group, all_reduce, is_initialized, resolve_group
@@ -39,6 +38,7 @@ def sinkhorn_knopp_teacher(
         TypeError, ValueError: as `sinkhorn`.
 
     Example:
+        >>> import torch
         >>> sinkhorn_knopp_teacher(None, torch.eye(4), 0.05).argmax(1).tolist()
         [0, 1, 2, 3]
     """
@@ -48,7 +48,6 @@ def sinkhorn_knopp_teacher(
     )
 
 
-@torch.no_grad()
 def ibot_sinkhorn_knopp_teacher(
     self: object,
     teacher_output: Tensor,
@@ -77,11 +76,13 @@ def ibot_sinkhorn_knopp_teacher(
         TypeError, ValueError: as `sinkhorn`.
 
     Example:
+        >>> import torch
         >>> ibot_sinkhorn_knopp_teacher(None, torch.eye(4), 0.05, torch.tensor(4)).shape
         torch.Size([4, 4])
     """
     group = resolve_group("ibot_sinkhorn_knopp_teacher", group, gather_distributed=group is None)
-    codes = sinkhorn(teacher_output.float(), n_iterations, float(teacher_temp), group=group)
+    scores = teacher_output.detach().float()
+    codes = sinkhorn(scores, n_iterations, float(teacher_temp), group=group)
     all_reduce(n_masked_patches_tensor, "sum", group)
     return codes
 
@@ -94,6 +95,7 @@ class SinkhornKnoppTeacher(nn.Module):
             initialised.
 
     Example:
+        >>> import torch
         >>> SinkhornKnoppTeacher()(torch.eye(4), 0.05, torch.tensor(4)).argmax(1).tolist()
         [0, 1, 2, 3]
     """

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from swav_kernels.compat.capi import stabilised_sinkhorn
 from swav_kernels.compat.inputs import codes_of_exponentials, codes_of_scores, dtype_of_exp
-from swav_kernels.distributed import resolve_group
+from swav_kernels.distributed import resolve_group, warn_if_ungrouped
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.sinkhorn import sinkhorn as sinkhorn_op
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_TEMPERATURE, swapped_cross_entropy
@@ -49,7 +49,7 @@ class SwaVLoss(nn.Module):
         sinkhorn_iterations: T >= 0.
         sinkhorn_epsilon: smoothing.
         sinkhorn_gather_distributed: sum over all ranks once torch.distributed is initialised. The
-            default, theirs, balances each rank by itself.
+            default, theirs, balances each rank by itself, and warns once if there are others.
 
     Example:
         >>> SwaVLoss()([torch.zeros(2, 4), torch.zeros(2, 4)], []).shape
@@ -82,15 +82,17 @@ class SwaVLoss(nn.Module):
             low_resolution_outputs: more scores [B, K].
             queue_outputs: A scores [L, K] that join the Sinkhorn alone.
         """
+        group = resolve_group("SwaVLoss", None, self.sinkhorn_gather_distributed)
+        # past forward and the two functions of torch that call it
+        warn_if_ungrouped("SwaVLoss", group, "sinkhorn_gather_distributed=True", stacklevel=5)
         num_assign = len(high_resolution_outputs)
         scores = torch.stack([*high_resolution_outputs, *low_resolution_outputs])  # [V, B, K]
         rows = scores[:num_assign].detach()
         if queue_outputs is not None:
             queue = torch.stack(list(queue_outputs[:num_assign])).detach()
             rows = torch.cat([rows, queue], 1)  # [A, B + L, K]: all crops in one message
-        codes = sinkhorn_op(
-            rows, self.sinkhorn_iterations, self.sinkhorn_epsilon, self.sinkhorn_gather_distributed
-        )[:, : scores.shape[1]]
+        codes = sinkhorn_op(rows, self.sinkhorn_iterations, self.sinkhorn_epsilon, group=group)
+        codes = codes[:, : scores.shape[1]]
         loss = swapped_cross_entropy(scores, codes, self.temperature, assign=range(num_assign))
         return loss.unsqueeze(0)
 
