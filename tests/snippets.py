@@ -51,6 +51,9 @@ ROW_MAXIMUM = [
         "log_q = log_q.sub(top)  # here", loop=LOG_LOOP, head="def balance(out, eps):",
     ),
     numpy_sinkhorn("np.exp(s - s.max(axis=1, keepdims=True))  # here"),
+    # a function within another is one finding
+    "def make():\n" + "\n".join("    " + line for line in sinkhorn(
+        "Q = torch.exp(out - out.amax(dim=1, keepdim=True))  # here").splitlines()),
 ]  # fmt: skip
 NO_ROW_MAXIMUM = [
     sinkhorn("out = out - out.max()", "Q = torch.exp(out / eps).t()"),

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from snippets import CASES, FEATURES, MODEL, OF_RANKS, REDUCED, sinkhorn
-from swav_trainer import cli
-from swav_trainer.lint import prototypes, sinkhorns
+from swav_trainer import cli, lint
 from swav_trainer.lint.files import read_tree
 from swav_trainer.lint.rules import RULES
 
@@ -19,8 +18,7 @@ GOOD = [text for _, good in CASES.values() for text in good]
 def found_in(path: Path) -> list[tuple[str, int, str]]:
     """File name, line and rule of each finding."""
     modules, _ = read_tree(str(path))
-    findings = [*sinkhorns.findings(modules), *prototypes.findings(modules)]
-    return sorted((Path(finding.path).name, finding.line, finding.rule) for finding in findings)
+    return [(Path(path).name, line, rule) for path, line, rule in lint.findings(modules)]
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -53,8 +53,9 @@ def patch(code_base: str) -> None:
     """Swap this project's functions into an installed code base, and print each that is replaced.
 
     Every module of the package that holds the function gets the new one; a name that other modules
-    took from it before stays the old one, so patch first. What a version of the package lacks is
-    skipped. A code base that is patched stays so.
+    took from it before stays the old one, so patch first. Methods are swapped in their classes, for
+    instances that exist too. What a version of the package lacks is skipped. lightly's `SwaVLoss`
+    stays, and calls the new Sinkhorn: `compat.lightly.SwaVLoss` is the fused one.
 
     Args:
         code_base: "lightly", "solo_learn", "vissl", "mmpretrain", "dinov2", "dinov3" or "bolts".

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from swav_trainer.errors import TrainerError
 from swav_trainer.lint import prototypes, sinkhorns
-from swav_trainer.lint.files import read_tree
+from swav_trainer.lint.files import Module, read_tree
 from swav_trainer.lint.rules import RULES, Finding
 
 USAGE = """\
@@ -31,14 +31,16 @@ def main(arguments: Sequence[str]) -> int:
     modules, notes = read_tree(arguments[0])
     for note in notes:
         print(f"swav lint: {note}", file=sys.stderr)
-    findings = sorted(
-        [*sinkhorns.findings(modules), *prototypes.findings(modules)],
-        key=lambda finding: (finding.path, finding.line, finding.rule),
-    )
-    for finding in findings:
+    found = findings(modules)
+    for finding in found:
         print(_text(finding))
-    print(f"findings: {len(findings)}, Python files: {len(modules)}")
-    return 1 if findings else 0
+    print(f"findings: {len(found)}, Python files: {len(modules)}")
+    return 1 if found else 0
+
+
+def findings(modules: Sequence[Module]) -> list[Finding]:
+    """All findings in the order of files and lines, each once."""
+    return sorted({*sinkhorns.findings(modules), *prototypes.findings(modules)})
 
 
 def _text(finding: Finding) -> str:
