@@ -15,10 +15,11 @@ usage: swav COMMAND [options]
   swav assign    write the prototype of each image
   swav export    write the backbone's weights, under torchvision's names
   swav presets   list the presets, or print one
+  swav lint      find the known defects of home-grown SwAV code
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "eval", "embed", "assign", "export", "presets", "doctor")
+COMMANDS = ("train", "eval", "embed", "assign", "export", "presets", "lint", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +64,10 @@ def _run(arguments: Sequence[str]) -> int:
         return _doctor(rest)
     if command == "presets":
         return _presets(rest)
+    if command == "lint":
+        from swav_trainer import lint
+
+        return lint.main(rest)
     if command == "train":
         require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
         from swav_trainer import run  # the libraries of the extra
