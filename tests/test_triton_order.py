@@ -42,16 +42,19 @@ STEP_D = 64  # all dimensions in one step of a product, for speed
 MANY = 64  # programs that a launch should have: splits as far as there are blocks
 
 
-COLUMN_KERNELS = {"_column_stats_kernel", "_first_potentials_kernel", "_next_potentials_kernel"}
-STREAMING_KERNELS = {*COLUMN_KERNELS, "_row_sums_kernel", "_column_sums_kernel"}
+SWEEPS = {"_column_stats_kernel", "_sweep_kernel"}
+STREAMING = {"_column_stats_kernel", "_row_sums_kernel", "_column_sums_kernel"}
+STEPS = {"_potentials_kernel", "_spread_nan_kernel", "_codes_kernel"}
 OWN_KERNELS = {
-    "whole rows": {*COLUMN_KERNELS, "_spread_nan_kernel", "_sweep_kernel", "_codes_kernel"},
-    "streamed rows": {*STREAMING_KERNELS, "_spread_nan_kernel", "_codes_kernel"},
+    "folded": SWEEPS,
+    "whole rows": {*SWEEPS, *STEPS},
+    "streamed rows": {*STREAMING, *STEPS},
+    "over a group": {"_combine_stats_kernel", "_sum_partials_kernel"},
     "swapped_cross_entropy": {"_swapped_kernel", "_sum_partials_kernel"},
     "prototype_scores": {"_product_kernel", "_sum_partials_kernel"},
     "swav_loss": {
-        *STREAMING_KERNELS, "_crop_loss_kernel", "_d_prototypes_kernel", "_code_statistics_kernel",
-        "_sum_partials_kernel",
+        *STREAMING, "_potentials_kernel", "_crop_loss_kernel", "_d_prototypes_kernel",
+        "_code_statistics_kernel", "_sum_partials_kernel",
     },
 }  # fmt: skip
 
@@ -69,6 +72,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
         sinkhorn,
         swapped_cross_entropy,
         swav_loss,
+        whole_rows,
     )
     from swav_kernels.triton_kernels.launch import Tiles
     from swav_kernels.triton_kernels.product_tiles import ProductTiles
@@ -80,7 +84,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
     for module in (prototype_scores, swapped_cross_entropy):
         monkeypatch.setattr(module, "tiles", small)
     monkeypatch.setattr(sinkhorn, "column_tiles", small)
-    monkeypatch.setattr(sinkhorn, "row_tiles", small)
+    for module in (sinkhorn, whole_rows):
+        monkeypatch.setattr(module, "row_tiles", small)
     for module, name in (
         (code_statistics, "BLOCK_ROWS"),
         (potentials, "BLOCK_COLUMNS"),
@@ -98,14 +103,18 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
         assert any(min(grid) >= 3 for grid in grids), (name, grids)
 
 
-@pytest.fixture(params=["whole rows", "streamed rows"])
+@pytest.fixture(params=["folded", "whole rows", "streamed rows"])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, launched: Grids) -> str:
-    """Whether a row of scores fits in one block."""
-    if request.param == "whole rows":
-        from swav_kernels.triton_kernels import sinkhorn, swapped_cross_entropy
-        from swav_kernels.triton_kernels.launch import Tiles
+    """Whether a row of scores fits in one block, and whether sweeps take the step before them."""
+    from swav_kernels.triton_kernels import sinkhorn, swapped_cross_entropy, whole_rows
+    from swav_kernels.triton_kernels.launch import Tiles
 
-        for module, name in ((sinkhorn, "row_tiles"), (swapped_cross_entropy, "tiles")):
+    if request.param != "folded":
+        monkeypatch.setattr(whole_rows, "MOST_FOLDED", 0)
+    if request.param != "streamed rows":
+        for module, name in (
+            (sinkhorn, "row_tiles"), (whole_rows, "row_tiles"), (swapped_cross_entropy, "tiles"),
+        ):  # fmt: skip
             monkeypatch.setattr(module, name, lambda *_: Tiles(16, 64, fill=MANY))
     return request.param
 
@@ -125,7 +134,8 @@ def test_sinkhorn(launched: Grids, rows: str, dtype: torch.dtype, hard: bool) ->
         codes = sk.sinkhorn(scores, iterations, hard=hard, backend="triton")
         for got, s in zip(codes, scores, strict=True):
             assert_codes(got, sinkhorn(s.double(), iterations, hard=hard), s, 0.05)
-    assert set(launched) == OWN_KERNELS[rows]
+    steps = STEPS if hard and rows == "folded" else set()  # hard codes take the potentials
+    assert set(launched) == OWN_KERNELS[rows] | steps
 
 
 @pytest.mark.usefixtures("rows")
@@ -142,6 +152,22 @@ def test_sinkhorn_with_weights_and_in_place() -> None:
     sk.sinkhorn(scores, prototype_weights=r, sample_weights=w, out=scores, backend="triton")
     for got, s, want in zip(scores, kept, wanted, strict=True):
         assert_codes(got, want, s, 0.05)
+
+
+def test_sweeps_with_sums_over_a_group_between_them(launched: Grids, rows: str) -> None:
+    from swav_kernels.ops.iteration import solve
+    from swav_kernels.triton_kernels import sinkhorn as kernels
+
+    scores = problems("cosines", "masked", "shifted")
+    f = solve(
+        lambda: kernels.column_stats(scores, None, 0.05),
+        lambda f: kernels.column_sums(scores, f, None, 0.05),
+        3, None, None, None,
+    )  # fmt: skip
+    for potentials, s in zip(f, scores, strict=True):
+        codes = torch.softmax(s.double() / 0.05 + potentials.double(), -1)
+        assert_codes(codes, sinkhorn(s.double()), s, 0.05)
+    assert set(launched) == OWN_KERNELS[rows] - STEPS | OWN_KERNELS["over a group"]
 
 
 @pytest.mark.usefixtures("rows")

@@ -38,7 +38,7 @@ def potentials(
     block = _tiles(features, prototypes, precision)
     return steps.iterate(
         columns.column_stats(scores, sample_weights, epsilon, block.columns),
-        lambda f: _partial_sums(scores, f, sample_weights, epsilon, block),
+        lambda pending: _sweep(scores, pending, sample_weights, epsilon, block),
         log_r,
         iterations,
     )
@@ -146,6 +146,17 @@ def _partial_sums(
 ) -> Tensor:
     rows = row_sums(scores, f, epsilon, block.rows)
     return columns.column_sums(scores, f, rows, sample_weights, epsilon, block.columns)
+
+
+def _sweep(
+    scores: Scores,
+    pending: steps.Pending,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    block: ProductTiles,
+) -> steps.Pending:
+    f = pending.settle()
+    return pending.after(f, _partial_sums(scores, f, sample_weights, epsilon, block))
 
 
 def _per_prototype(features: Tensor, prototypes: Tensor, value: float) -> Tensor:
