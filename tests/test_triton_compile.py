@@ -48,6 +48,7 @@ def call_on_scores(dtype: str) -> None:
         scores = empty(2, num_rows, num_prototypes, dtype=dtype)
         f = empty(2, num_prototypes)
         sinkhorn.potentials(scores, empty(2, num_rows), f[0], 0.05, 3, "float32")
+        sinkhorn.potentials(scores, None, None, 0.05, 4, "bfloat16")
         sinkhorn.sinkhorn(scores, 0.05, 2, empty(*scores.shape))
         for hard, normalized in ((False, True), (False, False), (True, True)):
             sinkhorn.codes(scores, f, 0.05, hard, normalized, empty(*scores.shape))

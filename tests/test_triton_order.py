@@ -4,6 +4,7 @@ tests/interpreter.py runs every launch of the interpreted run in both orders, fr
 NaN; here small blocks make at least 3 programs on each axis, with edges that no block divides.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from compare import (
     make_scores,
     random_codes,
     sinkhorn,
+    sinkhorn_log_u,
     swapped_cross_entropy,
     swav_codes,
     swav_loss,
@@ -152,6 +154,47 @@ def test_sinkhorn_with_weights_and_in_place() -> None:
     sk.sinkhorn(scores, prototype_weights=r, sample_weights=w, out=scores, backend="triton")
     for got, s, want in zip(scores, kept, wanted, strict=True):
         assert_codes(got, want, s, 0.05)
+
+
+def test_exponentials_kept_in_half_the_bytes(rows: str) -> None:
+    scores = problems("cosines", "masked", "shifted")
+    scores[0, 5] = -torch.inf
+    kept = torch.arange(N) != 5
+    for iterations in (3, 4, 6):
+        f = sk.sinkhorn_potentials(scores, iterations, precision="bfloat16", backend="triton")
+        exact = sk.sinkhorn_potentials(scores, iterations, backend="triton")
+        assert torch.equal(f, exact) == (iterations == 3 or rows == "streamed rows")
+        for potentials, s in zip(f, (scores[0, kept], *scores[1:]), strict=True):
+            codes = torch.softmax(s.double() / 0.05 + potentials.double(), -1)
+            wanted = sinkhorn(s.double(), iterations)
+            # as on the cpu: every number that is kept may be off by 2^-9
+            assert ((codes - wanted).abs() <= 0.008 * wanted + 1e-6).all()
+    halves = scores.bfloat16()
+    f = sk.sinkhorn_potentials(halves, 4, precision="bfloat16", backend="triton")
+    assert torch.equal(f, sk.sinkhorn_potentials(halves, 4, backend="triton"))
+
+
+@pytest.mark.usefixtures("rows")
+def test_exponentials_are_not_kept_beyond_their_range() -> None:
+    # all samples but one know prototype 0 alone, so its potential falls by 10 bits an iteration
+    scores = torch.full((3, N, K), -torch.inf)
+    scores[:, :, 0] = scores[:, -1] = 0
+    f = sk.sinkhorn_potentials(scores, 20, precision="bfloat16", backend="triton").double()
+    wanted = sinkhorn_log_u(scores[0].double(), 20)
+    assert (wanted[1] - wanted[0]) / math.log(2) > 150
+    for got in f:
+        assert largest(got - got[1] - (wanted - wanted[1])) <= 0.02
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_kept_exponentials_spread_nan_over_one_problem(value: float) -> None:
+    scores = problems("cosines", "cosines", "cosines")
+    clean = sk.sinkhorn_potentials(scores, 5, precision="bfloat16", backend="triton")
+    scores[1, -1, -1] = value
+    f = sk.sinkhorn_potentials(scores, 5, precision="bfloat16", backend="triton")
+    assert f[1].isnan().all()
+    assert torch.equal(f[::2], clean[::2])
 
 
 def test_sweeps_with_sums_over_a_group_between_them(launched: Grids, rows: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from swav_kernels.triton_kernels import columns
 from swav_kernels.triton_kernels import potentials as steps
+from swav_kernels.triton_kernels.kept_rows import FEWEST_ITERATIONS, Kept
 from swav_kernels.triton_kernels.launch import (
     Tiles,
     alignment,
@@ -27,7 +28,7 @@ from swav_kernels.triton_kernels.reduce import (
 )
 from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores, score_tile
-from swav_kernels.triton_kernels.whole_rows import most_folded, row_tiles, sweep, write_codes
+from swav_kernels.triton_kernels.whole_rows import keep, most_folded, row_tiles, sweep, write_codes
 
 
 @triton.jit
@@ -110,12 +111,16 @@ def potentials(
     iterations: int,
     precision: str,
 ) -> Tensor:
-    """Return f [A, K] after T iterations; nothing is kept between them that could be rounded."""
+    """Return f [A, K] after T iterations; "bfloat16" rounds what is kept between many of them."""
     if scores.numel() == 0:
         return _per_prototype(scores, -torch.inf)
+    is_plain = sample_weights is None and log_r is None
+    kept = None
+    if precision == "bfloat16" and is_plain and iterations >= FEWEST_ITERATIONS:
+        kept = keep(scores)
     return steps.iterate(
         _partial_stats(scores, sample_weights, epsilon, most_folded(scores)),
-        lambda pending: _sweep(scores, pending, sample_weights, epsilon),
+        lambda pending: _sweep(scores, pending, sample_weights, epsilon, kept),
         log_r,
         iterations,
     )
@@ -197,12 +202,16 @@ def _partial_stats(
 
 
 def _sweep(
-    scores: Tensor, pending: steps.Pending, sample_weights: Tensor | None, epsilon: float
+    scores: Tensor,
+    pending: steps.Pending,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    kept: Kept | None = None,
 ) -> steps.Pending:
     num_prototypes, target = scores.shape[2], target_of(scores.device)
     tiles = row_tiles(num_prototypes, target)
     if num_prototypes <= tiles.block_k:
-        return sweep(scores, pending, sample_weights, epsilon, tiles)
+        return sweep(scores, pending, sample_weights, epsilon, tiles, kept)
     f = pending.settle()
     rows = row_sums(Scores(scores), f, epsilon, tiles)
     tiles = column_tiles(num_prototypes, target)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from swav_kernels.triton_kernels.kept_rows import Kept, kept_factors, kept_sums
 from swav_kernels.triton_kernels.launch import (
     LONGEST_SUM,
     Tiles,
@@ -39,7 +40,8 @@ def _sweep_kernel(
     scores_ptr, weights_ptr,
     partial_max_ptr, partial_sum_ptr, f_ptr, log_r_ptr, num_partials,  # Pending
     out_f_ptr,  # [A, K], where f is a step away and asked for
-    sums_ptr, codes_ptr,  # [P, A, K] or [A, N, K], the other None; codes may be the scores
+    sums_ptr, codes_ptr,  # [P, A, K] and [A, N, K], or None; codes may be the scores
+    kept_ptr, kept_f_ptr,  # Kept, or None
     num_rows, num_prototypes, rows_per_program, scale,
     ALIGN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
@@ -55,9 +57,41 @@ def _sweep_kernel(
     if out_f_ptr is not None:
         writes = k < tl.where(part == 0, num_prototypes, 0)
         tl.store(out_f_ptr + problem * num_prototypes + k, f, mask=writes)
-    total = tl.zeros([BLOCK_K], tl.float32)
     first = part * rows_per_program
     stop = min(first + rows_per_program, num_rows)
+    stop_of_scores = stop  # the rows beyond are read as they were kept: all, or none
+    if kept_ptr is not None:
+        kept_f = tl.load(
+            kept_f_ptr + problem * num_prototypes + k, k < num_prototypes, other=float("-inf")
+        )
+        factors, in_range = kept_factors(f, kept_f)
+        stop_of_scores = tl.where(in_range, first, stop)
+    total = _sums(
+        scores_ptr, weights_ptr, codes_ptr, f, sums_ptr is None, problem, first, stop_of_scores,
+        num_rows, num_prototypes, scale, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
+    if kept_ptr is not None:
+        total += kept_sums(
+            kept_ptr, factors, problem, stop_of_scores, stop, num_rows, num_prototypes,
+            BLOCK_N, BLOCK_K, STAGES,
+        )  # fmt: skip
+    if sums_ptr is not None:
+        out = (part * tl.num_programs(1) + problem) * num_prototypes + k
+        tl.store(sums_ptr + out, total, mask=k < num_prototypes)
+
+
+@triton.jit
+def _sums(
+    scores_ptr, weights_ptr, codes_ptr, f, EMPTY_IS_NAN: tl.constexpr, problem, first, stop,
+    num_rows, num_prototypes, scale,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Sum of the codes [BLOCK_K] over the rows from first to stop, which are written if asked for.
+
+    A row that is all -inf adds nothing, as rows outside the matrix do; else its codes are NaN.
+    """
+    k = tl.arange(0, BLOCK_K)
+    total = tl.zeros([BLOCK_K], tl.float32)
     for start in tl.range(first, stop, BLOCK_N, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_N)
         logits = (f * LOG2E)[None, :] + scale * score_tile(
@@ -66,21 +100,19 @@ def _sweep_kernel(
         )  # fmt: skip
         terms = tl.exp2(logits - finite_shift(tl.max(logits, 1))[:, None])
         row_sum = tl.sum(terms, 1)
-        if codes_ptr is None:
-            weights = tl.full([BLOCK_N], 1.0, tl.float32)
-            if weights_ptr is not None:
-                inside = rows < num_rows
-                weights = tl.load(weights_ptr + problem * num_rows + rows, inside, other=0.0)
-            # a row that is all -inf adds nothing, as rows outside the matrix do
-            shares = tl.where(row_sum == 0, 0.0, weights / row_sum)
-            total += tl.sum(terms * shares[:, None], 0)
-        else:
+        shares = 1 / row_sum
+        if not EMPTY_IS_NAN:
+            shares = tl.where(row_sum == 0, 0.0, shares)
+        if codes_ptr is not None:
             inside = (rows < num_rows)[:, None] & (k < num_prototypes)[None, :]
             offsets = (problem * num_rows + rows)[:, None] * num_prototypes + k[None, :]
-            tl.store(codes_ptr + offsets, terms / row_sum[:, None], mask=inside)
-    if sums_ptr is not None:
-        out = (part * tl.num_programs(1) + problem) * num_prototypes + k
-        tl.store(sums_ptr + out, total, mask=k < num_prototypes)
+            codes = (terms * shares[:, None]).to(codes_ptr.dtype.element_ty)
+            tl.store(codes_ptr + offsets, codes, mask=inside)
+        if weights_ptr is not None:
+            inside = rows < num_rows
+            shares *= tl.load(weights_ptr + problem * num_rows + rows, inside, other=0.0)
+        total += tl.sum(terms * shares[:, None], 0)
+    return total
 
 
 def row_tiles(num_prototypes: int, target: str) -> Tiles:
@@ -103,8 +135,22 @@ def most_folded(scores: Tensor) -> int | None:
     return MOST_FOLDED if fits else None
 
 
+def keep(scores: Tensor) -> Kept | None:
+    """Memory for what later sweeps read instead; None where none of them would."""
+    num_prototypes = scores.shape[2]
+    tiles = row_tiles(num_prototypes, target_of(scores.device))
+    if scores.dtype != torch.float32 or num_prototypes > tiles.block_k:
+        return None
+    return Kept(torch.empty_like(scores, dtype=torch.bfloat16))
+
+
 def sweep(
-    scores: Tensor, pending: Pending, sample_weights: Tensor | None, epsilon: float, tiles: Tiles
+    scores: Tensor,
+    pending: Pending,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    tiles: Tiles,
+    kept: Kept | None = None,
 ) -> Pending:
     """Sum the codes per prototype: one launch where the step before is folded in, else two."""
     num_problems, num_rows, num_prototypes = scores.shape
@@ -122,10 +168,16 @@ def sweep(
     sums = torch.empty(shape, dtype=torch.float32, device=scores.device)
     # not in the place of the f that this launch reads
     out_f = None if most is None else torch.empty_like(sums[0])
+    writes_kept = kept is not None and kept.f is None
     _launch(
-        scores, pending, sample_weights, out_f, sums, None, epsilon, tiles, num_parts, blocks_each
-    )
-    return pending.after(pending.settle() if out_f is None else out_f, sums)
+        scores, pending, sample_weights, out_f, sums,
+        kept.codes if kept is not None and writes_kept else None,
+        None if writes_kept else kept, epsilon, tiles, num_parts, blocks_each,
+    )  # fmt: skip
+    f = pending.settle() if out_f is None else out_f
+    if kept is not None and writes_kept:
+        kept.f = f
+    return pending.after(f, sums)
 
 
 def write_codes(
@@ -135,7 +187,7 @@ def write_codes(
     num_problems, num_rows, _ = scores.shape
     num_blocks = triton.cdiv(num_rows, tiles.block_n)
     num_parts, each = split(num_blocks, num_problems, min(tiles.fill, FOLDED_FILL))
-    _launch(scores, pending, None, None, None, out, epsilon, tiles, num_parts, each)
+    _launch(scores, pending, None, None, None, out, None, epsilon, tiles, num_parts, each)
 
 
 def _launch(
@@ -145,6 +197,7 @@ def _launch(
     out_f: Tensor | None,
     sums: Tensor | None,
     codes: Tensor | None,
+    kept: Kept | None,
     epsilon: float,
     tiles: Tiles,
     num_parts: int,
@@ -158,6 +211,8 @@ def _launch(
         out_f_ptr=out_f,
         sums_ptr=sums,
         codes_ptr=codes,
+        kept_ptr=None if kept is None else kept.codes,
+        kept_f_ptr=None if kept is None else kept.f,
         num_rows=num_rows,
         num_prototypes=num_prototypes,
         rows_per_program=blocks_each * tiles.block_n,
