@@ -20,6 +20,7 @@ from swav_kernels.triton_kernels import (
     swapped_cross_entropy,
     swav_loss,
 )
+from swav_kernels.triton_kernels.stored_loss import fits
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 ASSIGN = (0, 1)
@@ -71,9 +72,28 @@ def call_on_features(dtype: str, dim: int, precision: str, hard: bool) -> None:
         swav_loss.potentials(features[:2], prototypes, None, None, 0.05, 2, precision)
 
 
+def call_on_stored_scores(dtype: str, dim: int) -> None:
+    """The loss of as many samples as make it store its scores."""
+    for num_prototypes in (K, 8192):
+        features, prototypes = (
+            empty(4, MANY, dim, dtype=dtype),
+            empty(num_prototypes, dim, dtype=dtype),
+        )
+        assert fits(features, prototypes, False, "bfloat16")
+        for needs in ((True, True, False), (False, False, True)):
+            swav_loss.loss_and_gradients(
+                features, prototypes, empty(2, num_prototypes), ASSIGN, 0.1, 0.05, False,
+                "bfloat16", *needs,
+            )  # fmt: skip
+
+
 CALLS = {
     **{f"scores-{d}": functools.partial(call_on_scores, d) for d in ("float32", "bfloat16")},
     **{"-".join(map(str, case)): functools.partial(call_on_features, *case) for case in PRODUCTS},
+}
+CALLS |= {
+    f"stored-{dtype}-{dim}": functools.partial(call_on_stored_scores, dtype, dim)
+    for dtype, dim in (("float32", 128), ("float16", 256), ("bfloat16", 128))
 }
 compiled = functools.cache(compile_launch)  # cases share kernels
 

@@ -54,6 +54,10 @@ OWN_KERNELS = {
     "over a group": {"_combine_stats_kernel", "_sum_partials_kernel"},
     "swapped_cross_entropy": {"_swapped_kernel", "_sum_partials_kernel"},
     "prototype_scores": {"_product_kernel", "_sum_partials_kernel"},
+    "stored loss": {
+        *STREAMING, "_potentials_kernel", "_half_rows_kernel", "_product_kernel",
+        "_stored_loss_kernel", "_sum_partials_kernel",
+    },
     "swav_loss": {
         *STREAMING, "_potentials_kernel", "_crop_loss_kernel", "_d_prototypes_kernel",
         "_code_statistics_kernel", "_sum_partials_kernel",
@@ -68,10 +72,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
 
     from swav_kernels.triton_kernels import (
         code_statistics,
+        half_scores,
         potentials,
         prototype_scores,
         reduce,
         sinkhorn,
+        stored_loss,
         swapped_cross_entropy,
         swav_loss,
         whole_rows,
@@ -88,8 +94,11 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
     monkeypatch.setattr(sinkhorn, "column_tiles", small)
     for module in (sinkhorn, whole_rows):
         monkeypatch.setattr(module, "row_tiles", small)
+    monkeypatch.setattr(stored_loss, "tiles", lambda *_: Tiles(16, 64))
     for module, name in (
         (code_statistics, "BLOCK_ROWS"),
+        (half_scores, "BLOCK_ROWS"),
+        (half_scores, "MOST_COLUMNS"),
         (potentials, "BLOCK_COLUMNS"),
         (potentials, "NAN_BLOCK"),
     ):
@@ -311,8 +320,13 @@ def test_swav_loss_of_half_inputs(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.usefixtures("launched")
-def test_swav_loss_in_bfloat16_products() -> None:
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_swav_loss_in_bfloat16_products(
+    launched: Grids, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    from swav_kernels.triton_kernels import stored_loss
+
+    monkeypatch.setattr(stored_loss, "LEAST_BYTES", 0 if is_stored else math.inf)
     inputs = crops(CROPS, N, DIM, K)
     loss, gradients = value_and_gradients(
         lambda z, c: sk.swav_loss(z, c, precision="bfloat16", assign=ASSIGN, backend="triton"),
@@ -324,6 +338,8 @@ def test_swav_loss_in_bfloat16_products() -> None:
     assert 0 < abs(loss - wanted) <= 1e-2 * wanted
     for got, want in zip(gradients, wanted_gradients, strict=True):
         assert 0 < largest(got - want) <= 2e-2 * largest(want)
+    kernels = OWN_KERNELS["stored loss" if is_stored else "swav_loss"]
+    assert set(launched) == kernels - {"_code_statistics_kernel"}
 
 
 @pytest.mark.usefixtures("launched")
