@@ -45,17 +45,20 @@ def empty(*shape: int, dtype: str = "float32") -> torch.Tensor:
 
 def call_on_scores(dtype: str) -> None:
     """Every launcher that reads or writes scores, in each of its forms."""
-    for num_rows, num_prototypes in ((N, K), (MANY, K), (N, LONG_K), (N, 8192)):
-        scores = empty(2, num_rows, num_prototypes, dtype=dtype)
+    for num_prototypes in (K, LONG_K):
+        scores = empty(2, N, num_prototypes, dtype=dtype)
         f = empty(2, num_prototypes)
-        sinkhorn.potentials(scores, empty(2, num_rows), f[0], 0.05, 3, "float32")
-        sinkhorn.potentials(scores, None, None, 0.05, 4, "bfloat16")
-        sinkhorn.sinkhorn(scores, 0.05, 2, empty(*scores.shape))
+        sinkhorn.potentials(scores, empty(2, N), f[0], 0.05, 2, "float32")
         for hard, normalized in ((False, True), (False, False), (True, True)):
             sinkhorn.codes(scores, f, 0.05, hard, normalized, empty(*scores.shape))
         swapped_cross_entropy.loss_and_gradient(scores, scores, ASSIGN, 0.1, True)
+    # sweeps that take the step before them, and those that do not
+    for num_rows, num_prototypes in ((N, K), (MANY, K), (N, 8192)):
+        scores = empty(2, num_rows, num_prototypes, dtype=dtype)
+        sinkhorn.potentials(scores, None, None, 0.05, 4, "bfloat16")
+    for iterations in (1, 2):
+        sinkhorn.sinkhorn(empty(2, N, K, dtype=dtype), 0.05, iterations, empty(2, N, K))
     sinkhorn.potentials(scores, None, None, 0.05, 1, "float32")
-    sinkhorn.sinkhorn(scores, 0.05, 1, empty(*scores.shape))
     sinkhorn.column_stats(scores, None, 0.05)
     features, prototypes = empty(N, 128, dtype=dtype), empty(K, 128, dtype=dtype)
     prototype_scores.scores(features, prototypes)
@@ -80,10 +83,10 @@ def call_on_stored_scores(dtype: str, dim: int) -> None:
             empty(num_prototypes, dim, dtype=dtype),
         )
         assert fits(features, prototypes, False, "bfloat16")
-        for needs in ((True, True, False), (False, False, True)):
+        for need in (True, False):
             swav_loss.loss_and_gradients(
                 features, prototypes, empty(2, num_prototypes), ASSIGN, 0.1, 0.05, False,
-                "bfloat16", *needs,
+                "bfloat16", need, need, False,
             )  # fmt: skip
 
 

@@ -26,9 +26,9 @@ from swav_kernels.triton_kernels.scores import score_tile
 LONGEST_ROW = 16384  # prototypes of one row in one program's registers
 STREAMED_ROW = 4096  # prototypes at a time of a longer row
 
-# Every program that takes a step reads the P partial sums of all K prototypes again, from the L2
-# cache at some 100 GB/s: P * K * 4 bytes, 2 us for 16 * 3000, against the 2 to 5 us of a launch.
-# With P programs a problem each has 1 / P of the rows besides, hence the bound on those.
+# Every program that takes a step reads the P partial sums of all K prototypes again from the L2
+# cache: P * K * 4 bytes, on paper 2 us for 16 * 3000, against the 2 to 5 us of a launch. With P
+# programs a problem each has 1 / P of the rows besides, hence the bound on those.
 MOST_FOLDED = 16  # partial sums
 LONGEST_FOLDED = 16  # blocks of rows of a program that leaves them
 LONGEST_FOLDED_ROW = 4096  # prototypes; their offsets take the registers of a longer row
