@@ -10,14 +10,15 @@ USAGE = """\
 usage: swav COMMAND [options]
 
   swav train     train SwAV, evaluate it and write a report (swav train --help lists the settings)
+  swav import    make a run of released weights
   swav eval      score the features of a run, on its own images or on others
   swav embed     write the features of images
   swav assign    write the prototype of each image
-  swav export    write the backbone's weights, under torchvision's names
+  swav export    write the backbone's weights, for torchvision, timm, Detectron2, DETR or ONNX
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "eval", "embed", "assign", "export", "doctor")
+COMMANDS = ("train", "import", "eval", "embed", "assign", "export", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
