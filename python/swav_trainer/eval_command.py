@@ -78,6 +78,10 @@ class Protocols:
                 "--rates wants one above 0 for the classifier and one of at least 0 for the "
                 f"network, got {self.rates[0]:g} {self.rates[1]:g}"
             )
+        if self.rates is not None and not self.shares:
+            raise TrainerError("--rates is of --semi, which is not asked for")
+        if self.epochs is not None and not (self.linear or self.linear_crops or self.shares):
+            raise TrainerError("--epochs is of --linear, --linear-crops and --semi: ask for one")
         return self.knn or alone
 
 

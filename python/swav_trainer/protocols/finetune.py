@@ -57,8 +57,7 @@ def linear_on_crops(
 ) -> dict[str, float]:
     """Accuracy of a linear classifier on the frozen network, trained on crops, in per cent."""
     network = train(config, dataset.train, model, num_classes, recipe)
-    scores = part_features(config, dataset.test, network)
-    return figures.top(scores, dataset.test.labels, "linear_crops")
+    return _figures(config, dataset.test, network, recipe, "linear_crops")
 
 
 def semi_supervised(
@@ -67,8 +66,7 @@ def semi_supervised(
     """Accuracy of the network fine-tuned on `share` per cent of the labels, in per cent."""
     rows = subset.percent(dataset.train.labels, share, config.seed)
     network = train(config, subset.take(dataset.train, rows), model, num_classes, recipe)
-    scores = part_features(config, dataset.test, network)
-    return figures.top(scores, dataset.test.labels, f"semi{share:g}")
+    return _figures(config, dataset.test, network, recipe, f"semi{share:g}")
 
 
 def recipe_for(share: float) -> Recipe:
@@ -82,7 +80,7 @@ def train(
     """Return a copy of the backbone with its classifier, trained on crops of the images.
 
     Raises:
-        TrainerError: the loss is no number.
+        TrainerError: the loss is no number any more.
     """
     backbone = copy.deepcopy(model.backbone)
     like = next(backbone.parameters())
@@ -112,6 +110,14 @@ def train(
     return nn.Sequential(backbone, classifier)
 
 
+def _figures(
+    config: Config, test: Part, network: nn.Module, recipe: Recipe, name: str
+) -> dict[str, float]:
+    scores = part_features(config, test, network)
+    _check(float(scores.abs().max()), recipe)  # the last step may have gone too far
+    return figures.top(scores, test.labels, name)
+
+
 def _classifier(dim: int, num_classes: int, seed: int) -> nn.Linear:
     classifier = nn.Linear(dim, num_classes)
     generator = seeds.torch_generator(seed, num_classes)
@@ -120,10 +126,11 @@ def _classifier(dim: int, num_classes: int, seed: int) -> nn.Linear:
     return classifier
 
 
-def _check(loss: float, recipe: Recipe) -> None:
-    if not math.isfinite(loss):
+def _check(value: float, recipe: Recipe) -> None:
+    """Refuse a loss or a score that is no number."""
+    if not math.isfinite(value):
         raise TrainerError(
-            f"the loss of the fine-tuning is {loss}: the learning rates {recipe.rate:g} of the "
+            f"the fine-tuning has run away to {value}: the learning rates {recipe.rate:g} of the "
             f"classifier and {recipe.network_rate:g} of the network are too high; --rates sets "
             "those of --semi"
         )

@@ -36,7 +36,7 @@ def take(part: Part, rows: Tensor) -> Part:
 
 def draw(labels: Tensor, per_class: int, *position: int) -> Tensor:
     """Rows of `per_class` images of every class, or of all that it has; sorted."""
-    return torch.cat([rows[:per_class] for rows in _shuffled(labels, position)]).sort().values
+    return torch.cat([rows[:per_class] for rows in shuffled(labels, *position)]).sort().values
 
 
 def percent(labels: Tensor, share: float, seed: int) -> Tensor:
@@ -52,7 +52,7 @@ def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
         TrainerError: no class has two images.
     """
     fit, choose = [], []
-    for rows in _shuffled(labels, (seed,)):
+    for rows in shuffled(labels, seed):
         count = 0 if len(rows) == 1 else max(1, round(share * len(rows)))
         choose.append(rows[:count])
         fit.append(rows[count:])
@@ -64,8 +64,8 @@ def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return torch.cat(fit), torch.cat(choose)
 
 
-def _shuffled(labels: Tensor, position: tuple[int, ...]) -> Iterator[Tensor]:
-    """The rows of each class, in random order."""
+def shuffled(labels: Tensor, *position: int) -> Iterator[Tensor]:
+    """Yield the rows of each class, in random order."""
     rng = np.random.default_rng(seeds.number(*position))
     for label in labels.unique():
         yield torch.from_numpy(rng.permutation(torch.nonzero(labels == label).flatten().numpy()))

@@ -52,46 +52,47 @@ def svm(
 def decide(train: Tensor, labels: Tensor, test: Tensor, num_classes: int, seed: int) -> Tensor:
     """Signed distances of test images to each class's plane, [M, C]; the least for unseen classes.
 
-    Each class takes the cost of the highest average precision over the folds.
+    The cost is that of the highest mean average precision over the folds: one for all classes, so
+    that their distances compare (in VOC07, where an image has many classes, each has its own).
     """
-    least = torch.finfo(torch.float64).min
-    scores = torch.full((len(test), num_classes), least, dtype=torch.float64)
-    for label in labels.unique().tolist():
-        wanted = (labels == label).numpy()
-        cost = _best_cost(train.numpy(), wanted, seed)
-        machine = _fit(train.numpy(), wanted, cost, seed)
-        scores[:, label] = torch.from_numpy(machine.decision_function(test.numpy()))
-    return scores
+    return _distances(train, labels, test, num_classes, _best_cost(train, labels, seed), seed)
 
 
-def _best_cost(train: np.ndarray, wanted: np.ndarray, seed: int) -> float:
-    from sklearn.metrics import average_precision_score
-    from sklearn.model_selection import StratifiedKFold
-
-    folds = min(FOLDS, int(wanted.sum()), int((~wanted).sum()))
+def _best_cost(train: Tensor, labels: Tensor, seed: int) -> float:
+    folds = min(FOLDS, int(labels.bincount().max()))
     if folds < 2:
         return COST_OF_ONE
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(train, wanted))
+    fold = torch.empty_like(labels)  # of each image: those of a class are dealt out in turn
+    for rows in subset.shuffled(labels, seed):
+        fold[rows] = torch.arange(len(rows)) % folds
+    num_classes = int(labels.max()) + 1
 
     def precision(cost: float) -> float:
-        return float(np.mean([
-            average_precision_score(
-                wanted[rows],
-                _fit(train[others], wanted[others], cost, seed).decision_function(train[rows]),
-            )
-            for others, rows in splits
-        ]))  # fmt: skip
+        found = []
+        for i in range(folds):
+            learn, test = fold != i, fold == i
+            scores = _distances(train[learn], labels[learn], train[test], num_classes, cost, seed)
+            found.append(figures.mean_average_precision(scores, labels[test]))
+        return float(np.mean(found))
 
     return max(COSTS, key=precision)  # the lowest of equals
 
 
-def _fit(train: np.ndarray, wanted: np.ndarray, cost: float, seed: int):
+def _distances(
+    train: Tensor, labels: Tensor, test: Tensor, num_classes: int, cost: float, seed: int
+) -> Tensor:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    machine = LinearSVC(
-        C=cost, class_weight={True: POSITIVE_WEIGHT, False: 1.0}, random_state=seed, max_iter=2000
-    )
-    with warnings.catch_warnings():  # at the largest cost it may stop short of the optimum
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return machine.fit(train, wanted)
+    least = torch.finfo(torch.float64).min
+    scores = torch.full((len(test), num_classes), least, dtype=torch.float64)
+    for label in labels.unique().tolist():
+        machine = LinearSVC(
+            C=cost, class_weight={True: POSITIVE_WEIGHT, False: 1.0}, random_state=seed,
+            max_iter=2000,
+        )  # fmt: skip
+        with warnings.catch_warnings():  # at the largest cost it may stop short of the optimum
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            machine.fit(train.numpy(), (labels == label).numpy())
+        scores[:, label] = torch.from_numpy(machine.decision_function(test.numpy()))
+    return scores
