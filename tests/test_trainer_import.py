@@ -167,6 +167,8 @@ def test_the_commands_take_an_imported_run(
     capsys.readouterr()
     assert cli.main(["embed", run, str(tmp_path / "y.npz")]) == 2
     assert "was imported without images: give --data folder:PATH" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", run]) == 2
+    assert "was imported: it has no training to resume" in capsys.readouterr().err
     own = tmp_path / "own"
     source = official_run.parent / "swav.pth.tar"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()

@@ -343,6 +343,36 @@ def test_every_protocol_by_one_command_also_on_other_images(
     assert "semi1_top5" in capsys.readouterr().out
 
 
+def test_every_protocol_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, run = pictures(tmp_path / "set", each=110), tmp_path / "run"
+    (images / "red" / "007.png").write_bytes(b"no image")
+    options = ["--data", f"folder:{images}", "--output", str(run), "--epochs", "1", "--arch"]
+    options += ["small", "--batch-size", "32", "--num-prototypes", "8", "--local-crops", "0"]
+    assert cli.main(["train", *options, "--width", "4", "--global-size", "16"]) == 0
+    other = f"folder:{pictures(tmp_path / 'other', each=20)}"
+    file = tmp_path / "figures.json"
+    options = ["--knn", "--linear", "--linear-crops", "--semi", "10", "--svm", "--epochs", "30"]
+    for data_options in ([], ["--data", other]):
+        arguments = ["eval", str(run), *options, *data_options, "--json-file", str(file)]
+        assert cli.main(arguments) == 0
+        found = json.loads(file.read_text())["swav"]
+        assert len(found) == 4 + 1 + 1 + 1 + 12  # two classes have no five best
+        # red from blue; 32 images of the other set are too few for crops in 30 epochs
+        for name in ("knn10", "linear", "svm16", *([] if data_options else ["linear_crops"])):
+            assert found[name] > 90, name
+    settings = config.load(run / config.FILE)
+    dataset = data.load(settings)
+    backbone = build_model(settings, 3, torch.device("cpu")).backbone
+    assert online.online_knn(settings, dataset, backbone, 50, 20) > 75
+    heap = tmp_path / "heap"
+    (heap / "all").mkdir(parents=True)
+    for path in (images / "blue").glob("*.png"):
+        path.rename(heap / "all" / path.name)
+    capsys.readouterr()
+    assert cli.main(["eval", str(run), "--semi", "1", "--data", f"folder:{heap}"]) == 2
+    assert "a folder for each class, and two at least" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

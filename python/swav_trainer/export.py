@@ -57,8 +57,7 @@ def export(
 
 def _network(settings: Config) -> str:
     """Name of the architecture, or of the user's network."""
-    is_released = settings.model.startswith(f"{released.MODULE}:")
-    return settings.arch if is_released else settings.model or settings.arch
+    return settings.arch if released.is_released(settings) else settings.model or settings.arch
 
 
 def _write_onnx(settings: Config, run: Path, file: Path) -> None:

@@ -24,7 +24,7 @@ def backbone(arch: str, source: str | os.PathLike[str] | None, normalize: bool) 
     tensors = {}
     if source is not None and Path(source).is_dir():
         settings = config.load(Path(source) / config.FILE)
-        normalize = normalize or settings.model.startswith(f"{released.MODULE}:")
+        normalize = normalize or released.is_released(settings)
         tensors, _ = weights.of_run(Path(source))
     elif source is not None:
         tensors = weights.read(Path(source))

@@ -86,7 +86,7 @@ def _read(source: str, sha256: str | None) -> tuple[Config, dict[str, Tensor]]:
     tensors = foreign.translate(content, printable(source))
     sizes = foreign.sizes(tensors, printable(source))
     settings = dataclasses.replace(
-        config.load_preset("folder"), **sizes, model=f"{released.MODULE}:{sizes['arch']}",
+        config.load_preset("folder"), **sizes, model=f"{released.MODULE}{sizes['arch']}",
         head_batch_norm=False, global_size=IMAGE_SIZE,
     )  # fmt: skip
     return settings, tensors

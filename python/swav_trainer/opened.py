@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from swav_trainer.model import Model
 Run = Positional[Path]
 Data = Annotated[str | None, arg(help="in place of the run's own images: folder:PATH or a name")]
 File = Annotated[Positional[Path], arg(help="to write")]
+PATIENCE = timedelta(hours=2)  # between the first and the last process to have embedded its share
 
 
 def open_run(
@@ -35,7 +37,7 @@ def open_run(
     """
     settings = load_settings(run)
     if shared:
-        ranks.join(settings.device)
+        ranks.join(settings.device, PATIENCE)
     if other_data is None and settings.data == config.FOLDER_PREFIX:
         raise TrainerError(
             f"the run in {printable(run)} was imported without images: give --data folder:PATH"

@@ -19,14 +19,14 @@ T = TypeVar("T")
 TIMEOUT = timedelta(seconds=60)  # of a collective: longer than any step, short of a night lost
 
 
-def join(device: str) -> None:
+def join(device: str, timeout: timedelta = TIMEOUT) -> None:
     """Join the processes that torchrun has started; nothing if there is one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
 
 
 def leave() -> None:

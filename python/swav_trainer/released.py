@@ -5,10 +5,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from swav_trainer.config import Config
 from swav_trainer.model import RESNETS, ResNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue; values from 0 to 1
-MODULE = "swav_trainer.released"
+MODULE = "swav_trainer.released:"  # begins the setting `model` of an imported run
+
+
+def is_released(config: Config) -> bool:
+    """Tell whether a run was imported."""
+    return config.model.startswith(MODULE)
 
 
 class NormalisedResNet(ResNet):
