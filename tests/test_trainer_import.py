@@ -168,7 +168,7 @@ def test_the_commands_take_an_imported_run(
     assert cli.main(["embed", run, str(tmp_path / "y.npz")]) == 2
     assert "was imported without images: give --data folder:PATH" in capsys.readouterr().err
     assert cli.main(["train", "--resume", run]) == 2
-    assert "was imported: it has no training to resume" in capsys.readouterr().err
+    assert "was imported: it has no training to go on with" in capsys.readouterr().err
     own = tmp_path / "own"
     source = official_run.parent / "swav.pth.tar"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -210,6 +210,8 @@ def write_bad(kind: str, file: Path) -> None:
         content = official()
         del content["module.layer2.0.conv2.weight"]
         torch.save(content, file)
+    elif kind == "dimensions":
+        torch.save({**official(), "module.prototypes.weight": torch.zeros(())}, file)
     elif kind == "width":
         torch.save({**official(), "module.conv1.weight": torch.zeros(96, 3, 7, 7)}, file)
     elif kind == "safetensors":
@@ -227,6 +229,7 @@ def write_bad(kind: str, file: Path) -> None:
         ("headless", "x.pth", "and lacks head.0.weight"),
         ("shape", "x.pth", "is no resnet50: backbone.layer2.0.conv1.weight has shape [3], wanted"),
         ("lacking", "x.pth", "backbone.layer2.0.conv2.weight"),
+        ("dimensions", "x.pth", "must be matrices, have 2 and 0 dimensions"),
         ("width", "x.pth", "a ResNet with 96 channels first: known are 64 (resnet50)"),
         ("safetensors", "x.safetensors", "is no safetensors file"),
         ("pickle", "x.pth", "is refused"),
@@ -253,6 +256,8 @@ def test_a_run_is_not_overwritten_and_a_folder_must_be_writable(
         (official_run, [], "holds a run already"),
         (Path(source) / "below", [], "cannot write to"),
         (tmp_path / "run", ["--sha256", "00"], "has SHA-256"),
+        (tmp_path / "run", ["--data", "digits"], "want images in colour, --data digits has none"),
+        (tmp_path / "run", ["--data", "digit"], "unknown data 'digit'"),
     ):
         assert cli.main(["import", source, str(folder), *options]) == 2
         assert message in capsys.readouterr().err

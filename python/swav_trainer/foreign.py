@@ -70,7 +70,13 @@ def sizes(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     Raises:
         TrainerError: the network is none of ours.
     """
-    channels = tensors["backbone.conv1.weight"].shape[0]
+    matrices = [tensors[name].dim() for name in ("head.0.weight", "prototypes.weight")]
+    channels = (*tensors["backbone.conv1.weight"].shape, 0)[0]
+    if matrices != [2, 2]:
+        raise TrainerError(
+            f"{source} is damaged: the weights of its head and prototypes must be matrices, have "
+            f"{matrices[0]} and {matrices[1]} dimensions"
+        )
     if channels not in WIDTHS:
         raise TrainerError(
             f"{source} holds a ResNet with {channels} channels first: known are "

@@ -39,6 +39,8 @@ def import_run(
     """
     if any((run / name).exists() for name in (config.FILE, checkpoint.NAME)):
         raise TrainerError(f"{printable(run)} holds a run already: name another folder")
+    if data in config.IN_MEMORY:
+        raise TrainerError(f"released networks want images in colour, --data {data} has none")
     settings, tensors = _read(source, sha256)
     settings = dataclasses.replace(
         settings, data=config.FOLDER_PREFIX if data is None else config.resolve_data(data)
