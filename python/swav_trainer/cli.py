@@ -10,16 +10,18 @@ USAGE = """\
 usage: swav COMMAND [options]
 
   swav train     train SwAV, evaluate it and write a report (swav train --help lists the settings)
+  swav import    make a run of weights that SwAV's authors or VISSL released
   swav eval      score the features of a run, on its own images or on others
   swav embed     write the features of images
   swav assign    write the prototype of each image
-  swav export    write the backbone's weights, under torchvision's names
+  swav export    write the backbone's weights, for torchvision, timm, Detectron2, DETR or ONNX
   swav presets   list the presets, or print one
   swav lint      find the known defects of home-grown SwAV code
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "eval", "embed", "assign", "export", "presets", "lint", "doctor")
+PLAIN = ("presets", "lint", "doctor")  # need nothing beyond Python and torch
+COMMANDS = ("train", "import", "eval", "embed", "assign", "export", *PLAIN)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,24 +62,13 @@ def _run(arguments: Sequence[str]) -> int:
 
         print(f"swav-kernels {sk.__version__}")
         return 0
-    if command == "doctor":
-        return _doctor(rest)
-    if command == "presets":
-        return _presets(rest)
-    if command == "lint":
-        from swav_trainer import lint
-
-        return lint.main(rest)
-    if command == "train":
-        require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
-        from swav_trainer import run  # the libraries of the extra
-
-        return run.train(rest)
+    if command in PLAIN:
+        return {"presets": _presets, "lint": _lint, "doctor": _doctor}[command](rest)
     if command in COMMANDS:
         require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
-        from swav_trainer import use
+        from swav_trainer import run, use  # the libraries of the extra
 
-        return use.main(command, rest)
+        return run.train(rest) if command == "train" else use.main(command, rest)
     raise TrainerError(
         f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
         f"{did_you_mean(command, COMMANDS)}"
@@ -96,6 +87,12 @@ def _presets(arguments: Sequence[str]) -> int:
         if arguments:
             print("\n" + settings.to_text(preset), end="")
     return 0
+
+
+def _lint(arguments: Sequence[str]) -> int:
+    from swav_trainer import lint
+
+    return lint.main(arguments)
 
 
 def _doctor(arguments: Sequence[str]) -> int:

@@ -10,12 +10,12 @@ class TrainerError(Exception):
     """A mistake of the user, or an input that cannot be used; its message is one line."""
 
 
-def require(*modules: str) -> None:
+def require(*modules: str, extra: str = "demo") -> None:
     """Raise TrainerError naming the missing extra unless every module can be imported."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise TrainerError(
-            f"this command needs {', '.join(missing)}: pip install 'swav-kernels[demo]'"
+            f"this command needs {', '.join(missing)}: pip install 'swav-kernels[{extra}]'"
         )
 
 

@@ -1,5 +1,6 @@
 """How good are the features: neighbours, a linear probe, and a few labels a class."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -7,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from swav_trainer import seeds
+from swav_trainer import ranks, seeds
 from swav_trainer.config import Config
-from swav_trainer.data import Dataset
+from swav_trainer.data import Dataset, Part
 from swav_trainer.loader import Loader
 from swav_trainer.model import Model
+from swav_trainer.protocols import neighbours
 
-NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07  # Wu et al. 2018 (arXiv 1805.01978), section 3.4
+NEIGHBOURS = 20
 DRAWS = 5
 MOST_PIXELS = 32  # side of the image that raw pixels are taken from
 BATCH = 500
@@ -49,25 +51,35 @@ def rounded(scores: dict[str, Scores]) -> dict[str, Scores]:
     }
 
 
-@torch.no_grad()
 def features_of(config: Config, dataset: Dataset, backbone: Callable[[Tensor], Tensor]) -> Features:
     """Features of the whole images of both parts, float32 on the CPU."""
+    train, test = (part_features(config, part, backbone) for part in (dataset.train, dataset.test))
+    return train, test
+
+
+@torch.no_grad()
+def part_features(
+    config: Config,
+    part: Part,
+    backbone: Callable[[Tensor], Tensor],
+    rows: range | None = None,
+) -> Tensor:
+    """Features of the whole images of a part, or of these rows of it, float32 on the CPU."""
     if isinstance(backbone, torch.nn.Module):
         backbone.eval()
         like = next(backbone.parameters())
     else:
         like = torch.empty(0)
-    parts = []
-    for part in (dataset.train, dataset.test):
-        loader = Loader(part, config)
-        batches = []
-        for start in range(0, len(part), BATCH):
-            rows = range(start, min(start + BATCH, len(part)))
-            images = loader.whole(rows, config.eval_size).to(like)
-            images = images.contiguous(memory_format=torch.channels_last)
-            batches.append(backbone(images).float().cpu())
-        parts.append(torch.cat(batches))
-    return parts[0], parts[1]
+    rows = range(len(part)) if rows is None else rows
+    # processes share training batches, of which there are none here
+    whole = dataclasses.replace(config, batch_size=2 * ranks.count(), effective_batch=0)
+    loader = Loader(part, whole)
+    batches = []
+    for start in range(0, len(rows), BATCH):
+        images = loader.whole(rows[start : start + BATCH], config.eval_size).to(like)
+        images = images.contiguous(memory_format=torch.channels_last)
+        batches.append(backbone(images).float().cpu())
+    return torch.cat(batches)
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -88,16 +100,12 @@ def score(features: Features, labels: tuple[Tensor, Tensor], seed: int) -> Score
 
 def knn(features: Features, labels: tuple[Tensor, Tensor]) -> float:
     """Weighted vote of the 20 nearest training images by cosine."""
-    train, test = (functional.normalize(part, dim=1) for part in features)
     num_classes = int(labels[0].max()) + 1
-    right = 0
-    for rows, wanted in zip(test.split(BATCH), labels[1].split(BATCH)):
-        similarity, nearest = (rows @ train.T).topk(min(NEIGHBOURS, len(train)), dim=1)
-        votes = torch.zeros(len(rows), num_classes)
-        weights = (similarity / NEIGHBOUR_TEMPERATURE).exp()
-        votes.scatter_add_(1, labels[0][nearest], weights)
-        right += int((votes.argmax(1) == wanted).sum())
-    return 100 * right / len(test)
+    (train, test), (train_labels, test_labels) = features, labels
+    figures = neighbours.accuracy(
+        (train, train_labels), (test, test_labels), num_classes, (NEIGHBOURS,)
+    )
+    return figures[NEIGHBOURS]
 
 
 def linear(features: Features, labels: tuple[Tensor, Tensor]) -> float:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(seconds=60)  # of a collective: longer than any step, short of a night lost
 
 
-def join(device: str) -> None:
+def join(device: str, timeout: timedelta = TIMEOUT) -> None:
     """Join the processes that torchrun has started; nothing if there is one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
@@ -33,7 +33,7 @@ def join(device: str) -> None:
         store = dist.PrefixStore(f"attempt{restarts()}", _agent_store())
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        timeout=TIMEOUT,
+        timeout=timeout,
         store=store,
         rank=-1 if store is None else int(os.environ["RANK"]),
         world_size=-1 if store is None else int(os.environ["WORLD_SIZE"]),

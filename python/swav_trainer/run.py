@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import checkpoint, data, ranks, report, settings
+from swav_trainer import checkpoint, data, ranks, released, report, settings
 from swav_trainer.build import build_model
 from swav_trainer.config import FIELDS, FOLDER_PREFIX, Config
 from swav_trainer.engine import Trainer
@@ -84,6 +84,8 @@ def _resume(folder: Path) -> int:
     if not folder.is_dir():
         raise TrainerError(f"no folder {printable(folder)}: --resume wants the folder of a run")
     config = settings.load(folder / settings.FILE)
+    if released.is_released(config):
+        raise TrainerError(f"{printable(folder)} was imported: it has no training to go on with")
     ranks.join(config.device)
     trainer = _prepare(config, folder)
     return _run(trainer, trainer.restore())

@@ -1,0 +1,1 @@
+"""How the literature measures learned features: each protocol in a file of its own."""
