@@ -10,6 +10,7 @@ USAGE = """\
 usage: swav COMMAND [options]
 
   swav train     train SwAV, evaluate it and write a report (swav train --help lists the settings)
+  swav report    write one page on a run, or on several side by side
   swav eval      score the features of a run, on its own images or on others
   swav embed     write the features of images
   swav assign    write the prototype of each image
@@ -17,7 +18,7 @@ usage: swav COMMAND [options]
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "eval", "embed", "assign", "export", "doctor")
+COMMANDS = ("train", "report", "eval", "embed", "assign", "export", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,12 +62,17 @@ def _run(arguments: Sequence[str]) -> int:
     if command == "doctor":
         return _doctor(rest)
     if command == "train":
-        require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
+        require("tyro", "rich", "safetensors", "cv2", "sklearn")
         from swav_trainer import run  # the libraries of the extra
 
         return run.train(rest)
+    if command == "report":
+        require("tyro", "rich", "safetensors", "cv2", "sklearn")
+        from swav_trainer.report import command as report
+
+        return report.main(rest)
     if command in COMMANDS:
-        require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
+        require("tyro", "rich", "safetensors", "cv2", "sklearn")
         from swav_trainer import use
 
         return use.main(command, rest)

@@ -11,14 +11,14 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import checkpoint, data, ranks, report
+from swav_trainer import checkpoint, data, machine, ranks, report
 from swav_trainer import config as settings
 from swav_trainer.build import build_model
 from swav_trainer.config import Config
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import evaluate, rounded
-from swav_trainer.log import Log
+from swav_trainer.log import Log, read
 from swav_trainer.table import scores_table
 
 RUNS = Path("runs")
@@ -172,6 +172,7 @@ def _train(trainer: Trainer) -> bool:
         return trainer.train(None)
     config, loader = trainer.config, trainer.loader
     steps = trainer.num_steps, loader.steps
+    machine.write(trainer.folder, trainer.device)
     with Log(trainer.folder, trainer.step, *steps, config.log_every) as log:
         return trainer.train(log)
 
@@ -191,12 +192,15 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     if bad:
         console.print(bad, markup=False, soft_wrap=True)
     seconds = trainer.seconds + time.perf_counter() - started
-    report.write(folder, config, dataset, trainer.model, features[1], scores, seconds, bad)
+    sight = report.Sight.of(config, dataset, trainer.model, features[1])
+    name, facts = printable(folder.resolve().name), machine.read(folder)
+    view = report.View(name, config, read(folder), scores, seconds, facts, bad, sight)
+    report.write(folder / report.NAME, [view])
     seconds = round(trainer.seconds + time.perf_counter() - started, 1)
     result = {**rounded(scores), "seconds": seconds}
     (folder / EVALUATION).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console.print(scores_table(scores))
     console.print(
-        f"{seconds:.0f} s in all. Report: {printable(folder / 'report.html')}",
+        f"{seconds:.0f} s in all. Report: {printable(folder / report.NAME)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip

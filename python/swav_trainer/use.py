@@ -45,7 +45,7 @@ def eval_run(run: Run, data: Data = None, json_file: Path | None = None) -> None
         data: other images, whose classes are then told apart.
         json_file: where to write the table too.
     """
-    settings, dataset, model = _open(run, data)
+    settings, dataset, model = open_run(run, data)
     untrained = build_model(settings, dataset.num_channels, pick_device(settings.device))
     scores, _ = evaluate(settings, dataset, model, untrained)
     Console(highlight=False).print(scores_table(scores))
@@ -65,7 +65,7 @@ def embed(run: Run, file: File, data: Data = None) -> None:
         file: .npz file.
         data: other images.
     """
-    settings, dataset, model = _open(run, data)
+    settings, dataset, model = open_run(run, data)
     features = torch.cat(features_of(settings, dataset, model.backbone))
     arrays = {
         "features": features.numpy(),
@@ -94,7 +94,7 @@ def assign(
         data: other images.
         kind: the nearest prototype, or the largest of the codes that use all prototypes alike.
     """
-    settings, dataset, model = _open(run, data)
+    settings, dataset, model = open_run(run, data)
     features = torch.cat(features_of(settings, dataset, Projection(model)))
     scores = features @ model.prototypes.weight.detach().float().cpu().T  # [N, K]
     chosen = scores
@@ -152,7 +152,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }  # fmt: skip
 
 
-def _open(run: Path, other_data: str | None) -> tuple[Config, Dataset, Model]:
+def open_run(run: Path, other_data: str | None) -> tuple[Config, Dataset, Model]:
     """Settings, images and trained model of a run; bad files are left out and named."""
     if not run.is_dir():
         raise TrainerError(f"no folder {printable(run)}: it wants the folder of a run")
