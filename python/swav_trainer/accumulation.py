@@ -62,7 +62,8 @@ def _learn(trainer: "Trainer", epoch: int, step: int, potentials: Tensor) -> Ten
 
 def _parts(trainer: "Trainer", epoch: int, step: int) -> Iterator[list[Tensor]]:
     """The step's crops, part by part, each with the seed of its dropout."""
-    for number, crops in enumerate(trainer.loader.micro_batches(epoch, step)):
+    parts = trainer.probe.clock.waiting(trainer.loader.micro_batches(epoch, step))
+    for number, crops in enumerate(parts):
         with trainer.chance(number):
             yield crops
 

@@ -20,6 +20,7 @@ from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
 from swav_trainer.signals import Stop
+from swav_trainer.telemetry import Probe
 
 
 class Trainer:
@@ -68,6 +69,8 @@ class Trainer:
             queue = sk.FeatureQueue(length, config.feature_dim, ASSIGN_CROPS)
             self.queue = queue.to(self.device, self.dtype)
         self.watch = Watch(config)
+        self.probe = Probe(config, self.num_steps)
+        self.told: dict[str, float] = {}  # by the probe at the last step
         self.step = 0
         self.seconds = 0.0
         self.stop = Stop()
@@ -84,6 +87,9 @@ class Trainer:
     def train(self, log: Log | None) -> bool:
         """Train to the end; False if it was stopped first. Either way the checkpoint is written."""
         started = time.perf_counter() - self.seconds
+        for alarm in self.watch.begin():
+            if log is not None:
+                log.alarm(alarm)
         with self.stop.listening():
             while self.step < self.num_steps:
                 epoch, first = divmod(self.step, self.loader.steps)
@@ -105,7 +111,7 @@ class Trainer:
             for step in range(first, self.loader.steps):
                 yield accumulation.train_step(self, epoch, step)
             return
-        for crops in self.loader.batches(epoch, first):
+        for crops in self.probe.clock.waiting(self.loader.batches(epoch, first)):
             yield self._train_step(crops)
 
     def _train_step(self, crops: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -162,6 +168,8 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        prototypes = self.model.prototypes.weight
+        self.told = self.probe.see(self.step + 1, assign_features, prototypes, self.queue)
         if self.queue is not None and self.step >= self.config.queue_start * self.num_steps:
             self.queue.update(assign_features)
 
@@ -222,12 +230,13 @@ class Trainer:
                 f"the loss is {values['loss']} at step {self.step}: lower --learning-rate, or look "
                 "for images that are not numbers"
             )
-        alarm = self.watch.see(self.step, values["loss"], values)
+        values |= self.told
+        alarms = self.watch.see(self.step, values["loss"], values)
         rate = self.optimizer.param_groups[0]["lr"]
         if log is None:
             return
         log.step(self.step, self.seconds, rate, values)
-        if alarm is not None:
+        for alarm in alarms:
             log.alarm(alarm)
 
     def save(self) -> None:
@@ -246,6 +255,8 @@ class Trainer:
             "processes": ranks.count(),
             "scaler": self.scaler.state_dict(),
             "recent": list(self.watch.recent),
+            "fits": list(self.watch.fits),
+            "idle": self.probe.fill.idle.tolist(),
             "alarms": [vars(alarm) for alarm in self.watch.raised],
         }
         checkpoint.save(self.folder / checkpoint.NAME, tensors, state)
@@ -272,6 +283,8 @@ class Trainer:
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.scaler.load_state_dict(state["scaler"])
             self.watch.recent.extend(state["recent"])
+            self.watch.fits.extend(state["fits"])
+            self.probe.fill.idle = torch.tensor(state["idle"])
             self.watch.raised = [Alarm(**values) for values in state["alarms"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise checkpoint.does_not_fit(path, error) from error

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swav_trainer.alarm import COLLAPSED_USAGE
+from swav_trainer.alarm import COLLAPSED_USAGE, LEAST_FIT
 from swav_trainer.report.view import View
 
 WIDTH, HEIGHT = 340, 210
@@ -24,15 +24,16 @@ class Panel:
     mark: str = ""  # what the dotted line means
 
 
-COLLAPSE = "below: collapse"
 PANELS = (
     Panel("loss", "loss", False, "ln K: nothing learned"),
-    Panel("usage_entropy", "usage of prototypes", mark=COLLAPSE),
+    Panel("usage_entropy", "usage of prototypes", mark="below: collapse"),
     Panel("code_entropy", "code entropy"),
     Panel("view_agreement", "view agreement"),
     Panel("feature_rank", "feature rank", False),
-    Panel("dead_prototypes", "prototypes without images"),
-    Panel("duplicate_prototypes", "prototypes that equal another"),
+    Panel("dead_prototypes", "dead prototypes"),
+    Panel("duplicate_prototypes", "duplicate prototypes"),
+    Panel("queue_fit", "fit of the queue's oldest rows", False, mark="below: stale"),
+    Panel("data_share", "share of time waiting for crops"),
 )
 
 Line = list[tuple[float, float]]
@@ -106,7 +107,7 @@ def _draw(panel: Panel, views: Sequence[View], lines: Sequence[Line]) -> str:
 def _marks(panel: Panel, views: Sequence[View]) -> list[float]:
     if panel.key == "loss":
         return sorted({math.log(view.config.num_prototypes) for view in views})
-    return [COLLAPSED_USAGE] if panel.mark == COLLAPSE else []
+    return {"usage_entropy": [COLLAPSED_USAGE], "queue_fit": [LEAST_FIT]}.get(panel.key, [])
 
 
 def _ticks(low: float, high: float) -> list[float]:
