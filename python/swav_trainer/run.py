@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import checkpoint, data, machine, ranks, report
+from swav_trainer import checkpoint, data, machine, ranks, report, trackers
 from swav_trainer import config as settings
 from swav_trainer.build import build_model
 from swav_trainer.config import Config
@@ -122,6 +122,7 @@ def _claim(folder: Path) -> bool:
 
 
 def _prepare(config: Config, folder: Path) -> Trainer:
+    trackers.check(config.tracker)
     dataset = data.load(config)
     # before the training: a part too bad to be judged by would waste it
     dataset = dataclasses.replace(dataset, test=dataset.test.readable(config.workers))
@@ -173,8 +174,13 @@ def _train(trainer: Trainer) -> bool:
     config, loader = trainer.config, trainer.loader
     steps = trainer.num_steps, loader.steps
     machine.write(trainer.folder, trainer.device)
-    with Log(trainer.folder, trainer.step, *steps, config.log_every) as log:
+    tracker = trackers.start(config, trainer.folder, trainer.step, _tell)
+    with Log(trainer.folder, trainer.step, *steps, config.log_every, tracker) as log:
         return trainer.train(log)
+
+
+def _tell(line: str) -> None:
+    Console(highlight=False).print(line, markup=False, soft_wrap=True)
 
 
 def _where(trainer: Trainer) -> str:
