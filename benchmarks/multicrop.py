@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from swav_trainer.config import Config, load_preset
+from swav_trainer.config import Config
 from swav_trainer.data import Part
 from swav_trainer.loader import Loader
+from swav_trainer.settings import load_preset
 from torch import Tensor
 
 from benchmarks import measure
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def recipe() -> Config:
     """Return the paper's crops (appendix A of Caron et al. 2020), one thread."""
     return dataclasses.replace(
-        load_preset("folder"), batch_size=NUM_IMAGES, workers=1, global_size=224,
-        global_area=(0.14, 1.0), local_crops=6, local_size=96, local_area=(0.05, 0.14),
+        load_preset("folder"), batch_size=NUM_IMAGES, workers=1, crops="2x224+6x96",
+        areas=((0.14, 1.0), (0.05, 0.14)),
     )  # fmt: skip
 
 
@@ -90,15 +91,13 @@ def pillow_pipeline(path: Path) -> Callable[[], object]:
 
     config = recipe()
     rng = np.random.default_rng(0)
-    kinds = [(2, config.global_size, config.global_area)]
-    kinds.append((config.local_crops, config.local_size, config.local_area))
 
     def one_image() -> list[list[Tensor]]:
         with Image.open(path) as file:
             image = file.convert("RGB")
         return [
-            [_pillow_crop(image, size, area, config, rng) for _ in range(count)]
-            for count, size, area in kinds
+            [_pillow_crop(image, kind.size, kind.area, config, rng) for _ in range(kind.count)]
+            for kind in config.crop_kinds
         ]
 
     def batch() -> list[Tensor]:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from swav_trainer import optim
-from swav_trainer.config import Config, load_preset
+from swav_trainer.config import Config
 from swav_trainer.data import Part
 from swav_trainer.loader import Loader
 from swav_trainer.model import Model
+from swav_trainer.settings import load_preset
 from torch import Tensor
 
 import swav_kernels as sk
@@ -50,9 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = dataclasses.replace(config, num_prototypes=options.prototypes)
     figures = measure(config, device, options.seconds)
     print(
-        f"{config.arch}, batch {config.batch_size}, 2 x {config.global_size} + "
-        f"{config.local_crops} x {config.local_size}, {config.num_prototypes} prototypes; "
-        "ms a step (share)"
+        f"{config.arch}, batch {config.batch_size}, crops {config.crops}, "
+        f"{config.num_prototypes} prototypes; ms a step (share)"
     )
     print(f"{'':<20}{'step':>9}" + "".join(f"{part:>16}" for part in PARTS))
     for name, parts in figures.items():
@@ -71,7 +71,7 @@ def recipe(device: torch.device) -> Config:
         return load_preset("mnist5k")
     return dataclasses.replace(
         load_preset("folder"), arch="resnet50", batch_size=64, hidden_dim=2048, feature_dim=128,
-        num_prototypes=3000, global_size=224, local_crops=6, local_size=96, epsilon=0.05,
+        num_prototypes=3000, crops="2x224+6x96", epsilon=0.05,
     )  # fmt: skip
 
 
@@ -98,10 +98,11 @@ def batches(config: Config, device: torch.device) -> Batches:
         loader = Loader(Part(images, torch.zeros(NUM_IMAGES, dtype=torch.int64)), config)
         while True:
             yield from loader.batches(0)
-    kinds = ((2, config.global_size), (config.local_crops, config.local_size))
     ready = [
-        torch.rand(n * config.batch_size, 3, side, side, generator=generator).pin_memory()
-        for n, side in kinds
+        torch.rand(
+            kind.count * config.batch_size, 3, kind.size, kind.size, generator=generator
+        ).pin_memory()
+        for kind in config.crop_kinds
     ]
     while True:
         yield ready

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from swav_trainer.config import load_preset
+from swav_trainer.settings import load_preset
 
 from benchmarks import cases, contenders, measure, multicrop, one_case, step
 from benchmarks.case import Shape
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def _small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(
-        load_preset("mnist5k"), batch_size=8, num_prototypes=10, width=4, local_crops=1
+        load_preset("mnist5k"), batch_size=8, num_prototypes=10, width=4, crops="2x20+1x12"
     )
     monkeypatch.setattr(step, "recipe", lambda device: small)
     monkeypatch.setattr(step, "NUM_IMAGES", 16)
@@ -53,7 +53,7 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole() -> None:
 def test_the_step_program_prints_every_loss(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert step.main(["--seconds", "0", "--json", str(tmp_path / "step.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("small, batch 8, 2 x 20 + 1 x 12, 10 prototypes")
+    assert lines[0].startswith("small, batch 8, crops 2x20+1x12, 10 prototypes")
     assert [line[:20].strip() for line in lines[2:]] == ["official", "ours", "ours, bfloat16"]
     assert '"parts_ms"' in (tmp_path / "step.json").read_text()
 
@@ -63,8 +63,7 @@ def test_both_crop_pipelines_give_the_same_kinds(
 ) -> None:
     monkeypatch.setattr(multicrop, "NUM_IMAGES", 2)
     plain = dataclasses.replace(
-        multicrop.recipe(), jitter=0.0, grey=0.0, blur=0.0, global_area=(0.9, 0.9),
-        local_area=(0.9, 0.9),
+        multicrop.recipe(), jitter=0.0, grey=0.0, blur=0.0, areas=((0.9, 0.9), (0.9, 0.9)),
     )  # fmt: skip
     monkeypatch.setattr(multicrop, "recipe", lambda: plain)
     path = tmp_path / "image.jpg"

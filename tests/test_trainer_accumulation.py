@@ -11,10 +11,11 @@ from pictures import pictures
 from swav_trainer import config, data, optim, ranks
 from swav_trainer.engine import Trainer
 from swav_trainer.loader import Loader
+from swav_trainer.settings import load_preset
 from torch import nn
 
 WHOLE = dataclasses.replace(
-    config.load_preset("digits"), epochs=1, batch_size=98, width=2, dtype="float64",
+    load_preset("digits"), epochs=1, batch_size=98, width=2, dtype="float64",
     freeze_steps=1, queue_length=196, queue_start=0.0, optimizer="sgd", learning_rate=0.1,
 )  # fmt: skip
 PARTS = dataclasses.replace(WHOLE, batch_size=40, effective_batch=98)  # 33, 33 and 32
@@ -49,7 +50,7 @@ def first_steps(trainer: Trainer) -> tuple[list[float], dict[str, torch.Tensor],
         assert abs(float(stats["loss_minus_log_k"]) - losses[-1] + torch.tensor(60.0).log()) < 1e-6
         if trainer.step == STEPS:
             break
-    return losses, trainer.model.state_dict(), trainer.queue.rows()
+    return losses, trainer.model.state_dict(), trainer.objective.queue.rows()
 
 
 def test_parts_learn_what_the_whole_learns(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_float32_gradients_agree_to_1e_5(tmp_path: Path) -> None:
     gradients = []
     for settings in (WHOLE, PARTS):
         trainer = trainer_of(dataclasses.replace(settings, dtype="float32"), tmp_path)
-        trainer.end_step = lambda features: None
+        trainer.end_step = lambda features, rows: None
         next(iter(trainer._steps(0, 0)))
         gradients.append([p.grad for p in trainer.model.parameters()])
     for whole, parts in zip(*gradients, strict=True):
@@ -111,9 +112,7 @@ def test_batch_norms_count_each_part_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["digits", "folder"])
 def test_crops_of_the_parts_are_those_of_the_whole(preset: str, tmp_path: Path) -> None:
-    settings = dataclasses.replace(
-        config.load_preset(preset), batch_size=7, global_size=16, local_size=8, workers=1
-    )
+    settings = dataclasses.replace(load_preset(preset), batch_size=7, crops="2x16+4x8", workers=1)
     if preset == "folder":
         settings = dataclasses.replace(settings, data=f"folder:{pictures(tmp_path)}")
     part = data.load(settings).train

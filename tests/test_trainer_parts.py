@@ -14,9 +14,10 @@ from swav_trainer import alarm, augment, config, data, evaluation, files, optim,
 from swav_trainer.errors import TrainerError
 from swav_trainer.loader import Loader
 from swav_trainer.model import Model
+from swav_trainer.settings import load_preset
 
-DIGITS = config.load_preset("digits")
-FOLDER = dataclasses.replace(config.load_preset("folder"), batch_size=4, workers=2)
+DIGITS = load_preset("digits")
+FOLDER = dataclasses.replace(load_preset("folder"), batch_size=4, workers=2)
 
 
 @pytest.fixture
@@ -37,15 +38,15 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "size", "count"), [("digits", 16, 1797), ("mnist5k", 24, 5000)])
 def test_sets_that_come_in_a_package(name: str, size: int, count: int) -> None:
-    dataset = data.load(config.load_preset(name))
+    dataset = data.load(load_preset(name))
     assert dataset.train.images.shape[1:] == (1, size, size)
     assert len(dataset.train) + len(dataset.test) == count
     assert 0 <= dataset.train.images.min() < dataset.train.images.max() <= 1
     held_out = torch.bincount(dataset.test.labels) / count
     assert (held_out - 0.02).abs().max() < 0.002  # 20 % of each of ten classes
-    again = data.load(config.load_preset(name))
+    again = data.load(load_preset(name))
     assert torch.equal(dataset.train.images, again.train.images)
-    other = data.load(dataclasses.replace(config.load_preset(name), seed=1))
+    other = data.load(dataclasses.replace(load_preset(name), seed=1))
     assert not torch.equal(dataset.test.labels, other.test.labels)
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from gloo import run_ranks
-from swav_trainer import config, data, queues, ranks
+from swav_trainer import batch_norm, config, data, queues, ranks
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError
 from swav_trainer.log import Log, read
+from swav_trainer.settings import load_preset
 from torch import nn
 
 SETTINGS = dataclasses.replace(
-    config.load_preset("digits"), epochs=2, batch_size=64, width=2, dtype="float64", log_every=1,
+    load_preset("digits"), epochs=2, batch_size=64, width=2, dtype="float64", log_every=1,
     freeze_steps=3, queue_length=128, queue_start=0.2,
 )  # fmt: skip
 STEPS = 20  # two epochs of ten
@@ -107,7 +108,7 @@ def test_a_run_of_two_goes_on_with_four_and_with_one(
     (shared / "checkpoint.safetensors").write_bytes(content)
     trainer = Trainer(SETTINGS, small(SETTINGS), shared)
     trainer.restore()
-    rows = trainer.queue.rows()
+    rows = trainer.objective.queue.rows()
     assert rows.shape[1] == 128  # full, as the two halves were
     assert (rows.norm(dim=-1) - 1).abs().max() < 1e-6
 
@@ -127,7 +128,7 @@ def test_queue_rows_are_dealt_by_age(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def batch_norm_of_rank(rank: int, x: torch.Tensor, sizes: list[int]) -> Any:
     module = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3, affine=False)).double()
-    ranks.synchronise_batch_norms(module)
+    batch_norm.synchronise(module, 0)
     mine = x.split(sizes)[rank].clone().requires_grad_()
     y = module(mine)
     (y * torch.arange(y[0].numel()).view(y[0].shape)).square().sum().backward()

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from swav_trainer import checkpoint, cli, config, data
+from swav_trainer import checkpoint, cli, data
 from swav_trainer.config import Config
 from swav_trainer.loader import Loader
 from swav_trainer.report import Sight, curves, gallery, images, map, tables
 from swav_trainer.report.command import look
+from swav_trainer.settings import load_preset
 
 OPTIONS = ("--preset", "digits", "--epochs", "2", "--width", "4", "--log-every", "1")
 HOSTILE = "</script><script>alert(1)<"
@@ -225,7 +226,7 @@ def small_sight(settings: Config) -> Sight:
 
 
 def test_the_gallery_counts_fill_and_purity() -> None:
-    settings = config.load_preset("digits")
+    settings = load_preset("digits")
     sight = small_sight(settings)
     labels = sight.dataset.train.labels
     nearest = (sight.projected @ sight.prototypes.T).argmax(1)
@@ -247,7 +248,7 @@ def test_the_gallery_counts_fill_and_purity() -> None:
 
 
 def test_the_crops_are_those_of_the_first_step() -> None:
-    settings = config.load_preset("digits")
+    settings = load_preset("digits")
     sight = small_sight(settings)
     wanted = next(Loader(sight.dataset.train, settings).batches(0))
     text = gallery.crops(settings, sight)

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from swav_trainer import checkpoint, cli, config, data, evaluation
+from swav_trainer import checkpoint, cli, data, evaluation
 from swav_trainer.build import build_model
 from swav_trainer.config import Config
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError
 from swav_trainer.log import Log, read
+from swav_trainer.settings import load, load_preset, save
 
-DIGITS = config.load_preset("digits")
+DIGITS = load_preset("digits")
 TIMES = ("seconds", "data_share")  # of a line of metrics.jsonl
 SHORT = dataclasses.replace(DIGITS, epochs=2, width=4, log_every=1, queue_length=256)
 
@@ -35,7 +36,7 @@ def trained(settings: Config, folder: Path) -> Trainer:
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Everything that a further step depends on."""
-    queue = {} if trainer.queue is None else {"queue": trainer.queue.storage}
+    queue = {} if trainer.objective.queue is None else {"queue": trainer.objective.queue.storage}
     return {
         **trainer.model.state_dict(),
         **checkpoint.optimizer_tensors(trainer.optimizer),
@@ -83,7 +84,7 @@ def test_without_the_sinkhorn_it_collapses_and_says_so(tmp_path: Path, healthy: 
 
 
 def test_equal_images_raise_the_alarm_under_the_sinkhorn(tmp_path: Path) -> None:
-    settings = dataclasses.replace(DIGITS, epochs=12, width=4, local_crops=0)
+    settings = dataclasses.replace(DIGITS, epochs=12, width=4, crops="2x16", areas=((0.5, 1),))
     dataset = data.load(settings)
     blank = data.Part(torch.full_like(dataset.train.images, 0.5), dataset.train.labels)
     still = dataclasses.replace(settings, jitter=0.0, rotation=0.0)
@@ -132,10 +133,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, optimizer: s
     stop_at = first.loader.steps + 3
     step = first._train_step
 
-    def stopping_step(crops):
+    def stopping_step(crops, rows):
         if first.step == stop_at - 1:
             first.stop.ask()
-        return step(crops)
+        return step(crops, rows)
 
     first._train_step = stopping_step
     with Log(folder, 0, first.num_steps, first.loader.steps, 1) as log:
@@ -163,9 +164,9 @@ def test_a_signal_writes_a_checkpoint_and_resume_goes_on(
         "import os, signal, sys\n"
         "from swav_trainer import cli, engine\n"
         "step = engine.Trainer._train_step\n"
-        "def stop_after_five(self, crops):\n"
+        "def stop_after_five(self, *batch):\n"
         f"    if self.step == 5: os.kill(os.getpid(), signal.{name})\n"
-        "    return step(self, crops)\n"
+        "    return step(self, *batch)\n"
         "engine.Trainer._train_step = stop_after_five\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
@@ -187,7 +188,7 @@ def test_a_signal_writes_a_checkpoint_and_resume_goes_on(
 def test_a_missing_or_corrupt_checkpoint_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    SHORT.save(tmp_path / "config.toml")
+    save(SHORT, tmp_path / "config.toml")
 
     def error() -> str:
         assert cli.main(["train", "--resume", str(tmp_path)]) == 2
@@ -202,7 +203,7 @@ def test_a_missing_or_corrupt_checkpoint_is_refused(
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert "is corrupt" in error()
-    dataclasses.replace(SHORT, width=8).save(tmp_path / "config.toml")
+    save(dataclasses.replace(SHORT, width=8), tmp_path / "config.toml")
     path.write_bytes(content)
     assert "does not fit its run" in error()
 
@@ -290,14 +291,14 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path)
     whole = trained(settings, tmp_path / "whole")
     killed = tmp_path / "killed"
     killed.mkdir()
-    settings.save(killed / "config.toml")
+    save(settings, killed / "config.toml")
     code = (
         "import os, signal, sys\n"
         "from swav_trainer import checkpoint, cli, engine\n"
         "step, at = engine.Trainer._train_step, int(sys.argv.pop(1))\n"
-        "def die_at(self, crops):\n"
+        "def die_at(self, *batch):\n"
         "    if self.step == at: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, crops)\n"
+        "    return step(self, *batch)\n"
         "engine.Trainer._train_step = die_at\n"
         "def die_while_saving(*_):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -333,7 +334,7 @@ def test_a_folder_without_a_checkpoint_may_be_started_again(
 ) -> None:
     run = tmp_path / "a=b"
     run.mkdir()
-    SHORT.save(run / "config.toml")
+    save(SHORT, run / "config.toml")
     assert cli.main(["train", "--resume", str(run)]) == 2
     assert "start it again with --output" in capsys.readouterr().err
     options = ["--preset", "digits", "--epochs", "1", "--width", "2", "--output", str(run)]
@@ -357,7 +358,7 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
             pixels[..., label] += 150
             Image.fromarray(pixels).save(images / name / f"{i}.png")
-    settings = dataclasses.replace(config.load_preset("folder"), data=f"folder:{images}")
+    settings = dataclasses.replace(load_preset("folder"), data=f"folder:{images}")
     dataset = data.load(settings)
     for part in (dataset.train, dataset.test):  # a bad file in each
         part.images.paths[0].write_bytes(b"no image")
@@ -370,10 +371,8 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1",
         "--num-prototypes",
         "8",
-        "--local-crops",
-        "1",
     ]
-    options += ["--freeze-steps", "2", "--global-size", "32", "--local-size", "16"]
+    options += ["--freeze-steps", "2", "--crops", "2x32+1x16"]
     assert cli.main(["train", *options]) == 0
     return run
 
@@ -389,7 +388,7 @@ def test_a_run_writes_what_the_readme_says(folder_run: Path) -> None:
         assert set(result[kind]) == {"knn20", "linear", "shot1", "shot10"}
         assert all(0 <= value <= 100 for value in result[kind].values())
     assert result["pixels"]["knn20"] == 100  # the colours tell the classes of readable files
-    assert config.load(folder_run / "config.toml").arch == "resnet18"
+    assert load(folder_run / "config.toml").arch == "resnet18"
     for line in read(folder_run):
         assert {"step", "epoch", "seconds", "learning_rate", "loss", "usage_entropy"} <= set(line)
 
@@ -398,9 +397,9 @@ def test_other_images_are_refused_in_an_old_run(
     folder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(folder_run, tmp_path / "run")
-    settings = config.load(run / "config.toml")
+    settings = load(run / "config.toml")
     images = shutil.copytree(settings.folder, tmp_path / "images")
-    dataclasses.replace(settings, data=f"folder:{images}").save(run / "config.toml")
+    save(dataclasses.replace(settings, data=f"folder:{images}"), run / "config.toml")
     assert cli.main(["train", "--resume", str(run)]) == 0  # the same images elsewhere
     next((images / "plain").iterdir()).unlink()
     assert cli.main(["train", "--resume", str(run)]) == 2

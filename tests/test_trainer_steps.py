@@ -7,9 +7,10 @@ import pytest
 import torch
 from swav_trainer import config, data
 from swav_trainer.engine import Trainer
+from swav_trainer.settings import load_preset
 
 SETTINGS = dataclasses.replace(
-    config.load_preset("digits"), epochs=1, width=4, freeze_steps=0, optimizer="sgd",
+    load_preset("digits"), epochs=1, width=4, freeze_steps=0, optimizer="sgd",
     learning_rate=1.0, warmup=0.0, weight_decay=0.0, momentum=0.0,
 )  # fmt: skip
 

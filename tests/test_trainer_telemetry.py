@@ -11,10 +11,11 @@ from gloo import run_ranks
 from swav_trainer import alarm, config, data, ranks, telemetry
 from swav_trainer.engine import Trainer
 from swav_trainer.log import Log, read
+from swav_trainer.settings import load_preset
 
 import swav_kernels as sk
 
-DIGITS = config.load_preset("digits")
+DIGITS = load_preset("digits")
 NAMES = {"feature_rank", "dead_prototypes", "duplicate_prototypes", "data_share"}
 
 

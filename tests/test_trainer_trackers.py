@@ -7,10 +7,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from swav_trainer import cli, config, trackers
+from swav_trainer import cli, trackers
 from swav_trainer.alarm import Alarm
 from swav_trainer.errors import TrainerError
 from swav_trainer.log import read
+from swav_trainer.settings import load_preset
 
 OPTIONS = ["--preset", "digits", "--epochs", "1", "--width", "2", "--num-prototypes", "3000"]
 
@@ -136,7 +137,7 @@ def init(**options):
 
 def test_wandb_goes_on_under_the_same_name(tmp_path: Path, monkeypatch) -> None:
     installed(tmp_path, monkeypatch, "wandb", WANDB)
-    settings = config.load_preset("digits")
+    settings = load_preset("digits")
     settings = type(settings)(**{**vars(settings), "tracker": "wandb"})
     told: list[str] = []
     for first_step in (0, 7):
@@ -155,7 +156,7 @@ def test_wandb_goes_on_under_the_same_name(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_no_tracker_is_no_trouble(tmp_path: Path) -> None:
-    tracker = trackers.start(config.load_preset("digits"), tmp_path, 0, pytest.fail)
+    tracker = trackers.start(load_preset("digits"), tmp_path, 0, pytest.fail)
     tracker.numbers(1, {"loss": 1.0})
     tracker.close()
     assert list(tmp_path.iterdir()) == []

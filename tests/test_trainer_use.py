@@ -9,7 +9,8 @@ import pytest
 import torch
 from pictures import pictures
 from safetensors.torch import load_file
-from swav_trainer import checkpoint, cli, config, data
+from swav_trainer import checkpoint, cli, data
+from swav_trainer.settings import load
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (images / "red" / "007.png").write_bytes(b"no image")
     run = tmp_path_factory.mktemp("runs") / "files"
     options = ["--data", f"folder:{images}", "--output", str(run), "--epochs", "1"]
-    options += ["--batch-size", "16", "--num-prototypes", "8", "--local-crops", "0"]
-    assert cli.main(["train", *options, "--global-size", "32"]) == 0
+    options += ["--batch-size", "16", "--num-prototypes", "8", "--crops", "2x32"]
+    assert cli.main(["train", *options, "--areas", "0.25", "1"]) == 0
     return run
 
 
@@ -56,7 +57,7 @@ def test_embed_writes_features_with_their_labels(
 ) -> None:
     assert cli.main(["embed", str(digits_run), str(tmp_path / "a.npz")]) == 0
     archive = np.load(tmp_path / "a.npz")
-    settings = config.load(digits_run / "config.toml")
+    settings = load(digits_run / "config.toml")
     dataset = data.load(settings)
     assert archive["features"].shape == (1797, 16)
     assert archive["labels"].tolist() == [*dataset.train.labels, *dataset.test.labels]

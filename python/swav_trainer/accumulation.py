@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from swav_trainer.config import ASSIGN_CROPS
-
 if TYPE_CHECKING:
     from swav_trainer.engine import Trainer
 
@@ -23,49 +21,59 @@ if TYPE_CHECKING:
 def train_step(trainer: "Trainer", epoch: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Take a step; the loss of the whole batch and its telemetry."""
     trainer.begin_step()
+    objective = trainer.objective
     assign_features = _embed(trainer, epoch, step)
-    potentials = trainer.potentials(assign_features)
+    potentials = objective.potentials(assign_features)
     loss = _learn(trainer, epoch, step, potentials)
-    stats = trainer.telemetry(assign_features, potentials, loss)
-    trainer.end_step(assign_features)
+    stats = objective.telemetry(assign_features, potentials, loss)
+    trainer.end_step(assign_features, trainer.loader.rows(epoch, step))
     return loss, stats
 
 
 @torch.no_grad()
 def _embed(trainer: "Trainer", epoch: int, step: int) -> Tensor:
     """Features [A, B, D] of this process's images; the network is left as it was."""
-    buffers = list(trainer.model.buffers())  # batch norms' running statistics
-    before = [buffer.clone() for buffer in buffers]
-    parts = [
-        trainer.project(trainer.model, crops)[:ASSIGN_CROPS]
-        for crops in _parts(trainer, epoch, step)
-    ]
-    for buffer, saved in zip(buffers, before, strict=True):
-        buffer.copy_(saved)
+    with untouched_buffers(trainer.model):
+        parts = [
+            trainer.assigned(trainer.project(trainer.model, crops))
+            for crops, _ in parts_of(trainer, epoch, step)
+        ]
     return torch.cat(parts, 1)
 
 
-def _learn(trainer: "Trainer", epoch: int, step: int, potentials: Tensor) -> Tensor:
+@contextlib.contextmanager
+def untouched_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """Put back batch norms' running statistics afterwards."""
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, saved in zip(buffers, before, strict=True):
+        buffer.copy_(saved)
+
+
+def _learn(trainer: "Trainer", epoch: int, step: int, potentials: list[Tensor] | None) -> Tensor:
     """Gradients of the whole batch, in the parameters; its loss."""
-    total = torch.zeros((), device=trainer.device, dtype=potentials.dtype)
+    total = torch.zeros((), device=trainer.device, dtype=trainer.dtype)
     left = trainer.loader.share
-    for crops in _parts(trainer, epoch, step):
-        images = len(crops[0]) // ASSIGN_CROPS
-        left -= images
+    for crops, rows in parts_of(trainer, epoch, step):
+        left -= len(rows)
         with _without_exchange(trainer.network) if left else contextlib.nullcontext():
             features = trainer.project(trainer.network, crops)
-            loss = trainer.loss(features, potentials)[0] * (images / trainer.loader.share)
+            loss, _ = trainer.objective.loss(features, rows, potentials)
+            loss = loss * (len(rows) / trainer.loader.share)
             trainer.scaler.scale(loss).backward()
         total += loss.detach()
     return total
 
 
-def _parts(trainer: "Trainer", epoch: int, step: int) -> Iterator[list[Tensor]]:
-    """The step's crops, part by part, each with the seed of its dropout."""
-    parts = trainer.probe.clock.waiting(trainer.loader.micro_batches(epoch, step))
-    for number, crops in enumerate(parts):
+def parts_of(trainer: "Trainer", epoch: int, step: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Crops and images of a step, part by part, each with the seed of its dropout."""
+    loader = trainer.loader
+    crops_of_parts = trainer.probe.clock.waiting(loader.micro_batches(epoch, step))
+    parts = zip(crops_of_parts, loader.parts(epoch, step), strict=True)
+    for number, (crops, rows) in enumerate(parts):
         with trainer.chance(number):
-            yield crops
+            yield crops, rows
 
 
 def _without_exchange(network: torch.nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -50,7 +50,7 @@ class Watch:
         self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.fits: deque[float] = deque(maxlen=FITS)
         self.raised: list[Alarm] = []
-        samples = 2 * config.step_images
+        samples = len(config.assign) * config.step_images
         # a batch of few samples cannot use many prototypes
         self._most_usage = min(1.0, math.log(samples) / math.log(config.num_prototypes))
 
@@ -126,7 +126,8 @@ class Watch:
 
 def _small_batch(config: Config) -> Alarm | None:
     rows, prototypes = config.step_images + config.queue_length, config.num_prototypes
-    if rows >= FEWEST_ROWS * prototypes:
+    is_balanced = config.method == "swav" and config.assignment == "sinkhorn"
+    if not is_balanced or rows >= FEWEST_ROWS * prototypes:
         return None
     return Alarm(
         0,

@@ -1,28 +1,17 @@
 """Every setting of a run: one typed, flat dataclass whose values come from a preset."""
 
 import dataclasses
-import json
-import os
-import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from swav_trainer import crops
 from swav_trainer.errors import TrainerError, did_you_mean, printable
 from swav_trainer.ranges import check_ranges
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-PRESETS = Path(__file__).parent / "presets"
 FOLDER_PREFIX = "folder:"
 IN_MEMORY = ("mnist5k", "digits")
-FILE = "config.toml"  # in the folder of a run
-DEFAULT_PRESET = "mnist5k"
-ASSIGN_CROPS = 2  # the global crops, whose codes are computed
 
 
 @dataclass(frozen=True)
@@ -51,14 +40,21 @@ class Config:
     effective_batch: int
     """Images in a step, if they are more: codes and gradients are those of all of them, in the
     memory of batch_size; 0 is batch_size."""
+    method: Literal["swav", "deepcluster"]
+    """swav, or its sibling DeepCluster-v2, whose codes are clusters of the epoch before."""
     optimizer: Literal["adamw", "sgd", "lars"]
     """adamw, sgd with momentum, or lars: sgd at a rate for each layer, for large batches."""
     learning_rate: float
     """Peak, reached at the end of the warm-up."""
+    rate_images: int
+    """Images in a step that learning_rate is meant for: at another number it is scaled in
+    proportion; 0 is no scaling."""
     final_learning_rate: float
     """Where the cosine ends, as a share of the peak."""
     warmup: float
     """Share of the steps in which the learning rate rises linearly."""
+    warmup_rate: float
+    """Where it begins to rise, as a share of the peak."""
     weight_decay: float
     """Of matrices and filters; biases and batch norms have none."""
     momentum: float
@@ -70,6 +66,12 @@ class Config:
     autocast: Literal["off", "bfloat16", "float16"]
     """Half precision inside the network; its weights and the loss keep dtype. float16 scales the
     loss."""
+    compile: bool
+    """Compile the backbone by torch.compile: minutes at the start, faster steps."""
+    recompute: bool
+    """Keep few activations and compute the others again: less memory, some 30 % more time."""
+    batch_norm_group: int
+    """Processes that share the statistics of batch norms, neighbours; 0 is all of them."""
 
     epsilon: float
     """Smoothing of the Sinkhorn codes: the first setting to lower if the loss stays near ln K."""
@@ -81,39 +83,49 @@ class Config:
     """Codes: balanced by the Sinkhorn, or a plain softmax, which collapses."""
     num_prototypes: int
     """K."""
+    heads: int
+    """Sets of K prototypes, over whose losses the mean is taken."""
     freeze_steps: int
     """First steps in which the prototypes do not learn."""
     queue_length: int
     """Features of earlier batches that join the Sinkhorn, for each assign crop; 0 is no queue."""
     queue_start: float
     """Share of the steps after which the queue is filled."""
+    queue_epoch: int
+    """Epochs after which the queue is filled, in place of queue_start; 0 leaves it to that."""
 
     arch: Literal[
-        "small", "resnet18", "resnet34", "resnet50", "resnet50w2", "resnet50w4", "resnet50w5"
+        "small",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet50w2",
+        "resnet50w4",
+        "resnet50w5",
+        "vit_s16",
+        "vit_b16",
     ]
     """Backbone; small is a residual net for images of some 24 pixels, w2 has twice the channels."""
     model: str
     """In place of arch a network of yours, as package.module:callable; called without arguments it
-    returns a torch module from images [B, C, H, W] to features [B, dim]."""
+    returns a torch module from images [B, C, H, W] to features [B, dim]. Or timm:NAME or
+    torchvision:NAME."""
     width: int
     """Channels of the small net's first layer; its features have four times as many."""
     hidden_dim: int
-    """Hidden units of the projection head."""
+    """Hidden units of the projection head; 0 makes it linear."""
     feature_dim: int
     """D, the length of a projected feature."""
     head_batch_norm: bool
     """End the head with a batch norm without affine."""
 
-    global_size: int
-    """Pixels of the two global crops, whose codes are computed; also of a file's evaluation."""
-    global_area: tuple[float, float]
-    """Smallest and largest share of the image that a global crop covers."""
-    local_crops: int
-    """Number of the local crops, which only predict."""
-    local_size: int
-    """Pixels of a local crop."""
-    local_area: tuple[float, float]
-    """Smallest and largest share of the image that a local crop covers."""
+    crops: str
+    """Crops of an image, number x pixels of each kind, as in 2x224+6x96; the first kind's pixels
+    are also those of a file in the evaluation."""
+    areas: tuple[tuple[float, float], ...]
+    """Smallest and largest share of the image that a crop covers, for each kind."""
+    assign: tuple[int, ...]
+    """Which crops, counted from 0, have codes that the other ones predict."""
     aspect: float
     """Largest aspect ratio of a crop."""
     rotation: float
@@ -151,6 +163,7 @@ class Config:
         for name, hint in typing.get_type_hints(Config).items():
             object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
         check_ranges(self)
+        crops.check_assign(self.assign, self.crop_kinds)
         if self.data not in IN_MEMORY and not self.data.startswith(FOLDER_PREFIX):
             raise TrainerError(
                 f"unknown data {printable(self.data)!r}: choose from {', '.join(IN_MEMORY)} or "
@@ -169,71 +182,23 @@ class Config:
             return None
         return Path(self.data.removeprefix(FOLDER_PREFIX))
 
-    def save(self, path: Path) -> None:
-        """Write every setting as TOML; `--preset` reads it back."""
-        lines = (f"{f.name} = {_to_toml(getattr(self, f.name))}\n" for f in FIELDS)
-        path.write_text("".join(lines), encoding="utf-8")
+    @property
+    def crop_kinds(self) -> tuple[crops.Crops, ...]:
+        """Number, size and area of the crops of each kind."""
+        return crops.parse(self.crops, self.areas)
+
+    @property
+    def num_crops(self) -> int:
+        """V, crops of an image."""
+        return sum(kind.count for kind in self.crop_kinds)
+
+    @property
+    def eval_size(self) -> int:
+        """Pixels of a file's side in the evaluation."""
+        return self.crop_kinds[0].size
 
 
 FIELDS = dataclasses.fields(Config)
-
-
-def load(path: Path) -> Config:
-    """Read a TOML file that holds every setting.
-
-    Raises:
-        TrainerError: the file is missing or no TOML, a setting is unknown, missing or wrong.
-    """
-    shown = printable(path)
-    try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise TrainerError(f"cannot read {shown}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TrainerError(f"{shown} is not a TOML file: {error}") from error
-    names = [field.name for field in FIELDS]
-    for name in values:
-        if name not in names:
-            raise TrainerError(f"{shown}: unknown setting {name!r}{did_you_mean(name, names)}")
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise TrainerError(f"{shown} lacks the settings {', '.join(missing)}")
-    return Config(**values)
-
-
-def load_preset(name: str) -> Config:
-    """Read a preset by its name, or from a TOML file of the user's."""
-    if name.endswith(".toml"):
-        return load(Path(name))
-    known = preset_names()
-    if name not in known:
-        raise TrainerError(
-            f"unknown preset {name!r}: choose from {', '.join(known)} or a .toml file"
-            f"{did_you_mean(name, known)}"
-        )
-    return load(PRESETS / f"{name}.toml")
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that are shipped."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
-
-
-def preset_for(data: str | None) -> str:
-    """Return the preset that fits the data: an image folder never gets the net for digits."""
-    if data is None:
-        return DEFAULT_PRESET
-    return data if data in IN_MEMORY else "folder" if data.startswith(FOLDER_PREFIX) else "mnist5k"
-
-
-def resolve_data(data: str) -> str:
-    """Return the data with an absolute path, so that a resumed run finds it from anywhere."""
-    if not data.startswith(FOLDER_PREFIX):
-        return data
-    if data == FOLDER_PREFIX:
-        raise TrainerError(f"{FOLDER_PREFIX} needs a path: --data {FOLDER_PREFIX}PATH")
-    return FOLDER_PREFIX + os.path.abspath(os.path.expanduser(data.removeprefix(FOLDER_PREFIX)))
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
@@ -247,22 +212,16 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             )
         return value
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, list | tuple) and len(value) == 2:
-            return tuple(_convert(name, item, float) for item in value)
-        raise TrainerError(f"{name} must be two numbers, got {value!r}")
+        kinds = typing.get_args(hint)
+        if not isinstance(value, list | tuple):
+            raise TrainerError(f"{name} must be a list, got {value!r}")
+        if kinds[-1] is ...:
+            return tuple(_convert(name, item, kinds[0]) for item in value)
+        if len(value) != len(kinds):
+            raise TrainerError(f"{name} must be pairs of numbers, got {value!r}")
+        return tuple(_convert(name, item, kind) for item, kind in zip(value, kinds))
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         raise TrainerError(f"{name} must be of type {hint.__name__}, got {value!r}")
     return value
-
-
-def _to_toml(value: str | int | float | bool | tuple[float, ...]) -> str:
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, DEL aside, which JSON leaves as it is
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_to_toml, value)) + "]"
-    return repr(value)

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-import swav_kernels as sk
-from swav_trainer import accumulation, checkpoint, optim, queues, ranks, seeds
+from swav_trainer import accumulation, batch_norm, checkpoint, optim, ranks, seeds
 from swav_trainer.alarm import Alarm, Watch
 from swav_trainer.build import build_model, pick_device
-from swav_trainer.config import ASSIGN_CROPS, Config
+from swav_trainer.config import Config
 from swav_trainer.data import Dataset
+from swav_trainer.deepcluster import DeepCluster
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
 from swav_trainer.signals import Stop
+from swav_trainer.swav import SwAV
 from swav_trainer.telemetry import Probe
 
 
@@ -44,16 +45,15 @@ class Trainer:
                 f"{len(dataset.train)} training images make no batch of {config.step_images}: "
                 "lower --batch-size or --effective-batch"
             )
-        if not config.model and config.arch != "small" and dataset.num_channels != 3:
-            raise TrainerError(
-                f"--arch {config.arch} wants images of 3 channels, those of {dataset.name} have "
-                f"{dataset.num_channels}: use --arch small"
-            )
         self.num_steps = self.loader.steps * config.epochs
         self.model = build_model(config, dataset.num_channels, self.device)
+        objective = SwAV if config.method == "swav" else DeepCluster
+        self.objective = objective(config, self.model, self.num_steps, self.loader.steps)
+        if config.compile:
+            self.model.backbone.compile()
         self.network: torch.nn.Module = self.model
         if ranks.count() > 1:
-            ranks.synchronise_batch_norms(self.model)
+            batch_norm.synchronise(self.model, config.batch_norm_group)
             self.network = DistributedDataParallel(
                 self.model,
                 broadcast_buffers=False,
@@ -63,26 +63,12 @@ class Trainer:
         self.optimizer = optim.build(self.model, config)
         # scales the loss so that float16 gradients do not vanish; off, it changes nothing
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "float16")
-        self.queue = None
-        if config.queue_length:
-            length = ranks.share(config.queue_length, "--queue-length")
-            queue = sk.FeatureQueue(length, config.feature_dim, ASSIGN_CROPS)
-            self.queue = queue.to(self.device, self.dtype)
         self.watch = Watch(config)
         self.probe = Probe(config, self.num_steps)
         self.told: dict[str, float] = {}  # by the probe at the last step
         self.step = 0
         self.seconds = 0.0
         self.stop = Stop()
-        self._try_loss()
-
-    def _try_loss(self) -> None:
-        """Let a backend that cannot run here say so before anything is written."""
-        features = torch.zeros(
-            ASSIGN_CROPS, 1, self.config.feature_dim, device=self.device, dtype=self.dtype
-        )
-        with torch.no_grad():
-            self.loss(features)
 
     def train(self, log: Log | None) -> bool:
         """Train to the end; False if it was stopped first. Either way the checkpoint is written."""
@@ -107,22 +93,23 @@ class Trainer:
 
     def _steps(self, epoch: int, first: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Take the steps of an epoch; their losses and telemetry."""
+        if first == 0:
+            self.objective.begin_epoch(self, epoch)
         if self.loader.share > self.loader.batch:
             for step in range(first, self.loader.steps):
                 yield accumulation.train_step(self, epoch, step)
             return
-        for crops in self.probe.clock.waiting(self.loader.batches(epoch, first)):
-            yield self._train_step(crops)
+        batches = self.probe.clock.waiting(self.loader.batches(epoch, first))
+        for step, crops in enumerate(batches, first):
+            yield self._train_step(crops, self.loader.rows(epoch, step))
 
-    def _train_step(self, crops: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _train_step(self, crops: list[Tensor], rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.begin_step()
         with self.chance():
             features = self.project(self.network, crops)
-        loss, stats = self.loss(features)
-        if self.config.assignment == "softmax" and ranks.count() > 1:
-            stats = self.telemetry(features[:ASSIGN_CROPS], None, loss)
+        loss, stats = self.objective.loss(features, rows)
         self.scaler.scale(loss).backward()
-        self.end_step(features[:ASSIGN_CROPS])
+        self.end_step(self.assigned(features), rows)
         return loss.detach(), stats
 
     @contextmanager
@@ -132,22 +119,13 @@ class Trainer:
             torch.manual_seed(seeds.number(self.config.seed, self.step, part, ranks.index()))
             yield
 
-    @torch.no_grad()
-    def telemetry(
-        self, assign_features: Tensor, potentials: Tensor | None, loss: Tensor
-    ) -> dict[str, Tensor]:
-        """Telemetry over all processes where the loss was taken with potentials."""
-        every = torch.cat(ranks.gather(assign_features.detach().contiguous()), 1)
-        _, stats = self.loss(every, potentials)
-        stats["loss_minus_log_k"] = ranks.mean(loss) - math.log(self.config.num_prototypes)
-        return stats
-
     def begin_step(self) -> None:
         """Set the learning rate, normalise the prototypes, forget the gradients."""
         rate = optim.learning_rate(self.step, self.num_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.model.prototypes.normalize_()
+        for head in self.model.prototype_heads:
+            head.normalize_()
         self.optimizer.zero_grad(set_to_none=True)
 
     def project(self, network: torch.nn.Module, crops: list[Tensor]) -> Tensor:
@@ -155,72 +133,31 @@ class Trainer:
         half = self.config.autocast
         with torch.autocast(self.device.type, getattr(torch, half, None), enabled=half != "off"):
             features = network([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
-        return features.to(self.dtype).view(
-            -1, len(crops[0]) // ASSIGN_CROPS, self.config.feature_dim
-        )
+        images = len(crops[0]) // self.config.crop_kinds[0].count
+        return features.to(self.dtype).view(-1, images, self.config.feature_dim)
 
-    def end_step(self, assign_features: Tensor) -> None:
-        """Step by the gradients; the features [A, B, D] join the queue."""
+    def assigned(self, features: Tensor) -> Tensor:
+        """Those of the crops that have codes, [A, B, D], of all features [V, B, D]."""
+        return features.detach()[list(self.config.assign)]
+
+    def end_step(self, assign_features: Tensor, rows: Tensor) -> None:
+        """Step by the gradients; the objective sees the features [A, B, D] of the images."""
         self.scaler.unscale_(self.optimizer)
-        if self.step < self.config.freeze_steps:
-            self.model.prototypes.weight.grad = None
+        if self.step < self.config.freeze_steps or not self.objective.learns_prototypes:
+            for head in self.model.prototype_heads:
+                head.weight.grad = None
         if self.config.clip_gradient:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        prototypes = self.model.prototypes.weight
-        self.told = self.probe.see(self.step + 1, assign_features, prototypes, self.queue)
-        if self.queue is not None and self.step >= self.config.queue_start * self.num_steps:
-            self.queue.update(assign_features)
+        prototypes, queue = self.model.prototypes.weight, self.objective.queue
+        self.told = self.probe.see(self.step + 1, assign_features, prototypes, queue)
+        self.objective.end_step(self.step, assign_features, rows)
 
     def release(self) -> None:
         """Let go of the other processes."""
         self.network = self.model
-
-    def potentials(self, assign_features: Tensor) -> Tensor:
-        """What the codes of all these features, [A, B, D], need: f [A, K]."""
-        config = self.config
-        if config.assignment == "softmax":
-            return assign_features.new_zeros(ASSIGN_CROPS, config.num_prototypes)
-        return sk.swav_potentials(
-            assign_features,
-            self.model.prototypes.weight,
-            epsilon=config.epsilon,
-            iterations=config.iterations,
-            queue=None if self.queue is None else self.queue.rows(),
-            group=ranks.group(),
-            backend=self.backend,
-        )
-
-    @property
-    def backend(self) -> str | None:
-        """The backend of the ops; None leaves the choice to SWAV_KERNELS_BACKEND first."""
-        return None if self.config.backend == "auto" else self.config.backend
-
-    def loss(
-        self, features: Tensor, potentials: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and telemetry of features [V, B, D]; potentials are those of a larger batch."""
-        config = self.config
-        if potentials is None and config.assignment == "softmax":
-            potentials = self.potentials(features)
-        try:
-            result = sk.swav_loss(
-                features,
-                self.model.prototypes.weight,
-                temperature=config.temperature,
-                epsilon=config.epsilon,
-                iterations=config.iterations,
-                queue=None if self.queue is None or potentials is not None else self.queue.rows(),
-                potentials=potentials,
-                group=ranks.group() if potentials is None else None,
-                return_stats=True,
-                backend=self.backend,
-            )
-        except ValueError as error:  # a backend that cannot run here, an epsilon out of range
-            raise TrainerError(str(error)) from error
-        assert isinstance(result, tuple)
-        return result
+        batch_norm.release(self.model)
 
     def _observe(self, log: Log | None, loss: Tensor, stats: dict[str, Tensor]) -> None:
         loss = ranks.mean(loss)
@@ -243,9 +180,7 @@ class Trainer:
         """Write the checkpoint; all processes call it, and one writes."""
         tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer)
-        if self.queue is not None:
-            tensors["queue.storage"] = torch.cat(ranks.gather(self.queue.storage), 1)
-            tensors["queue.position"] = self.queue.get_extra_state()
+        tensors |= self.objective.tensors()
         if not ranks.is_main():
             return
         state = {
@@ -274,12 +209,7 @@ class Trainer:
         checkpoint.restore_model(self.model, tensors, path)
         try:
             checkpoint.restore_optimizer(self.optimizer, tensors)
-            if self.queue is not None:
-                storage, position = queues.deal(
-                    tensors["queue.storage"], tensors["queue.position"], int(state["processes"])
-                )
-                self.queue.storage.copy_(storage)
-                self.queue.set_extra_state(position)
+            self.objective.restore(tensors, int(state["processes"]))
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.scaler.load_state_dict(state["scaler"])
             self.watch.recent.extend(state["recent"])

@@ -63,7 +63,7 @@ def features_of(config: Config, dataset: Dataset, backbone: Callable[[Tensor], T
         batches = []
         for start in range(0, len(part), BATCH):
             rows = range(start, min(start + BATCH, len(part)))
-            images = loader.whole(rows, config.global_size).to(like)
+            images = loader.whole(rows, config.eval_size).to(like)
             images = images.contiguous(memory_format=torch.channels_last)
             batches.append(backbone(images).float().cpu())
         parts.append(torch.cat(batches))

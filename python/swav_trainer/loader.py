@@ -10,7 +10,8 @@ from torch import Tensor
 
 from swav_trainer import ranks, seeds
 from swav_trainer.augment import random_crops
-from swav_trainer.config import ASSIGN_CROPS, Config
+from swav_trainer.config import Config
+from swav_trainer.crops import Area
 from swav_trainer.data import Part
 
 AHEAD = 2  # batches of files that are decoded before they are asked for
@@ -35,8 +36,8 @@ class Loader:
         self.files = None if isinstance(part.images, Tensor) else part.images
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
-        """Yield this process's crops of each step: [2 B, C, H, W] global ones, then local ones."""
-        rows = [self._rows(epoch, step) for step in range(first_step, self.steps)]
+        """Yield this process's crops of each step, [count B, C, H, W] for each kind."""
+        rows = [self.rows(epoch, step) for step in range(first_step, self.steps)]
         if self.files is None:
             for step, chosen in enumerate(rows, first_step):
                 yield self._crop_in_memory(epoch, step, chosen, self.first)
@@ -45,39 +46,35 @@ class Loader:
 
     def micro_batches(self, epoch: int, step: int) -> Iterator[list[Tensor]]:
         """Yield the same crops of one step in even parts, of `batch` images at most."""
-        parts = self._rows(epoch, step).tensor_split(-(-self.share // self.batch))
+        parts = self.parts(epoch, step)
         if self.files is None:
             first = self.first
             for rows in parts:
                 yield self._crop_in_memory(epoch, step, rows, first)
                 first += len(rows)
         else:
-            yield from self._crop_files(epoch, list(parts))
+            yield from self._crop_files(epoch, parts)
 
-    def _rows(self, epoch: int, step: int) -> Tensor:
+    def parts(self, epoch: int, step: int) -> list[Tensor]:
+        """The images of this process in a step, in even parts."""
+        return list(self.rows(epoch, step).tensor_split(-(-self.share // self.batch)))
+
+    def rows(self, epoch: int, step: int) -> Tensor:
         """The images of this process in a step."""
         order = seeds.order(self.config.seed, epoch, len(self.part))
         first = step * self.config.step_images + self.first
         return order[first : first + self.share]
 
-    def _kinds(self) -> list[tuple[int, int, tuple[float, float]]]:
-        """Number, size and area of the crops of each kind."""
-        config = self.config
-        kinds = [(ASSIGN_CROPS, config.global_size, config.global_area)]
-        if config.local_crops:
-            kinds.append((config.local_crops, config.local_size, config.local_area))
-        return kinds
-
     def _crop_in_memory(self, epoch: int, step: int, rows: Tensor, first: int) -> list[Tensor]:
         generator = seeds.torch_generator(self.config.seed, epoch, step)
         images, whole = self.part.images[rows], self.config.step_images
 
-        def crop(size: int, area: tuple[float, float]) -> Tensor:
+        def crop(size: int, area: Area) -> Tensor:
             return random_crops(images, size, area, self.config, generator, first, whole)
 
         return [
-            torch.cat([crop(size, area) for _ in range(count)])
-            for count, size, area in self._kinds()
+            torch.cat([crop(kind.size, kind.area) for _ in range(kind.count)])
+            for kind in self.config.crop_kinds
         ]
 
     def _crop_files(self, epoch: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -86,8 +83,8 @@ class Loader:
             for rows in [*batches, *[None] * AHEAD]:
                 if rows is not None:
                     crops = [
-                        np.empty((count, len(rows), 3, size, size), np.float32)
-                        for count, size, _ in self._kinds()
+                        np.empty((x.count, len(rows), 3, x.size, x.size), np.float32)
+                        for x in self.config.crop_kinds
                     ]
                     futures = [
                         pool.submit(self._crop_file, epoch, int(row), [x[:, i] for x in crops])
@@ -106,11 +103,11 @@ class Loader:
 
         assert self.files is not None
         image = self.files.read(row)
-        for kind, (count, size, area) in enumerate(self._kinds()):
-            for crop in range(count):
-                rng = np.random.default_rng((self.config.seed, epoch, row, kind, crop))
-                cropped = files.random_crop(image, size, area, self.config, rng)
-                files.to_channels_first(cropped, out[kind][crop])
+        for i, kind in enumerate(self.config.crop_kinds):
+            for crop in range(kind.count):
+                rng = np.random.default_rng((self.config.seed, epoch, row, i, crop))
+                cropped = files.random_crop(image, kind.size, kind.area, self.config, rng)
+                files.to_channels_first(cropped, out[i][crop])
 
     def whole(self, rows: range, size: int) -> Tensor:
         """Whole images of these rows, [n, C, H, W]; files as their central square."""

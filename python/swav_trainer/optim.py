@@ -64,12 +64,19 @@ class Lars(torch.optim.SGD):
         p.grad.add_(p, alpha=decay).mul_(rate)
 
 
+def peak(config: Config) -> float:
+    """The highest learning rate."""
+    scale = config.step_images / config.rate_images if config.rate_images else 1.0
+    return config.learning_rate * scale
+
+
 def learning_rate(step: int, num_steps: int, config: Config) -> float:
     """Linear warm-up, then a cosine down to `final_learning_rate` of the peak."""
     warmup = config.warmup * num_steps
     if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
+        start = config.warmup_rate
+        return peak(config) * (start + (1 - start) * (step + 1) / (warmup + 1))
     progress = (step - warmup) / max(1.0, num_steps - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     final = config.final_learning_rate
-    return config.learning_rate * (final + (1 - final) * cosine)
+    return peak(config) * (final + (1 - final) * cosine)

@@ -7,14 +7,16 @@ from swav_trainer.errors import TrainerError
 if TYPE_CHECKING:
     from swav_trainer.config import Config
 
-_SHARE = ("holdout", "warmup", "final_learning_rate", "queue_start", "flip", "jitter", "grey",
-          "blur", "brightness", "contrast", "saturation", "gamma", "momentum")  # fmt: skip
+_SHARE = ("holdout", "warmup", "warmup_rate", "final_learning_rate", "queue_start", "flip",
+          "jitter", "grey", "blur", "brightness", "contrast", "saturation", "gamma",
+          "momentum")  # fmt: skip
 _POSITIVE = ("learning_rate", "trust", "epsilon", "temperature")
 _NOT_NEGATIVE = ("seed", "workers", "weight_decay", "clip_gradient", "freeze_steps",
-                 "queue_length", "local_crops", "rotation")  # fmt: skip
+                 "queue_length", "rotation", "rate_images", "queue_epoch", "hidden_dim",
+                 "batch_norm_group")  # fmt: skip
 _LEAST = {
     "epochs": 1, "batch_size": 2, "iterations": 1, "num_prototypes": 2, "width": 1,
-    "hidden_dim": 1, "feature_dim": 1, "global_size": 4, "local_size": 4, "log_every": 1,
+    "heads": 1, "feature_dim": 1, "log_every": 1,
     "checkpoint_every": 1, "aspect": 1.0,
 }  # fmt: skip
 
@@ -34,9 +36,6 @@ def check_ranges(config: "Config") -> None:
         refuse_unless(0 <= getattr(config, name) < float("inf"), name, "0 or more")
     for name, least in _LEAST.items():
         refuse_unless(least <= getattr(config, name) < float("inf"), name, f"at least {least}")
-    for name in ("global_area", "local_area"):
-        low, high = getattr(config, name)
-        refuse_unless(0 < low <= high <= 1, name, "two rising shares of the image, above 0 to 1")
     low, high = config.blur_sigma
     refuse_unless(0.01 <= low <= high < float("inf"), "blur_sigma", "two rising numbers from 0.01")
     refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")

@@ -1,5 +1,6 @@
 """The processes of one run under torchrun: who this one is, and what they do together."""
 
+import functools
 import gc
 import os
 import time
@@ -9,9 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from swav_trainer.errors import TrainerError
 
@@ -26,7 +25,42 @@ def join(device: str) -> None:
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    store = None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # processes that are started again must not meet the addresses of those before them
+        store = dist.PrefixStore(f"attempt{restarts()}", _agent_store())
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=TIMEOUT,
+        store=store,
+        rank=-1 if store is None else int(os.environ["RANK"]),
+        world_size=-1 if store is None else int(os.environ["WORLD_SIZE"]),
+    )
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def remember(key: str, value: str) -> None:
+    """Keep a word in torchrun, for processes that it starts again."""
+    if "TORCHELASTIC_RESTART_COUNT" in os.environ and is_main():
+        _agent_store().set(key, value)
+
+
+def recall(key: str) -> str | None:
+    """Return what processes before these have kept, or None."""
+    if not restarts() or not _agent_store().check([key]):
+        return None
+    return _agent_store().get(key).decode()
+
+
+@functools.cache
+def _agent_store() -> dist.TCPStore:
+    """Return the store of torchrun itself, which outlives the processes."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, int(os.environ["WORLD_SIZE"]), is_master=False)
 
 
 def leave() -> None:
@@ -126,53 +160,3 @@ def tell(find: Callable[[], T]) -> T:
     if isinstance(found[0], TrainerError):
         raise found[0]
     return found[0]
-
-
-def synchronise_batch_norms(module: nn.Module) -> None:
-    """Let every batch norm see the samples of all processes."""
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            synced = _SyncedBatchNorm(
-                child.num_features, child.eps, child.momentum, child.affine,
-                child.track_running_stats,
-            )  # fmt: skip
-            synced.load_state_dict(child.state_dict())
-            like = [*child.parameters(), *child.buffers()]
-            setattr(module, name, synced.to(like[0]) if like else synced)
-        else:
-            synchronise_batch_norms(child)
-
-
-class _SyncedBatchNorm(_BatchNorm):
-    """Batch norm over all processes; torch's own runs on GPUs only."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        pass
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] -> the same, normalised over B of all processes and all places."""
-        if not self.training:  # one process evaluates, by itself
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            half = x.dtype in (torch.float16, torch.bfloat16)
-            return self._normalised(x.float() if half else x).to(x.dtype)
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        dims = [0, *range(2, x.dim())]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        counted = torch.cat([x.sum(dims), x.new_full((1,), x.numel() / x.shape[1])])
-        counted = all_reduce(counted)
-        total = counted[-1].detach()
-        average = counted[:-1] / total
-        centred = x - average.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / total
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                share = self.momentum  # None is the mean over all batches
-                if share is None:
-                    share = 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(average, share)
-                self.running_var.lerp_(variance * total / (total - 1), share)
-        y = centred * (variance + self.eps).rsqrt().view(shape)
-        return y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y

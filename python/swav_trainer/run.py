@@ -11,10 +11,9 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import checkpoint, data, machine, ranks, report, trackers
-from swav_trainer import config as settings
+from swav_trainer import checkpoint, data, machine, ranks, report, settings, trackers
 from swav_trainer.build import build_model
-from swav_trainer.config import Config
+from swav_trainer.config import FIELDS, FOLDER_PREFIX, Config
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import evaluate, rounded
@@ -23,6 +22,7 @@ from swav_trainer.table import scores_table
 
 RUNS = Path("runs")
 EVALUATION = "evaluation.json"
+KEPT = "swav_trainer.folder"  # under torchrun, for a restart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +46,12 @@ def train(arguments: Sequence[str]) -> int:
     if resume is not None:
         if len(arguments) > (1 if arguments[0].startswith("--resume=") else 2):
             raise TrainerError("--resume takes every setting from the run: give no other option")
-        folder = Path(resume)
-        if not folder.is_dir():
-            raise TrainerError(f"no folder {printable(folder)}: --resume wants the folder of a run")
-        config = settings.load(folder / settings.FILE)
-        ranks.join(config.device)
-        trainer = _prepare(config, folder)
-        return _run(trainer, trainer.restore())
+        return _resume(Path(resume))
     preset = _value_of("preset", arguments)
     if preset is None:
         preset = settings.preset_for(_value_of("data", arguments))
     defaults = dataclasses.asdict(settings.load_preset(preset))
-    if defaults["data"] == settings.FOLDER_PREFIX and _value_of("data", arguments) is None:
+    if defaults["data"] == FOLDER_PREFIX and _value_of("data", arguments) is None:
         raise TrainerError("the folder preset needs --data folder:PATH")
     options = tyro.cli(
         Options,
@@ -65,14 +59,34 @@ def train(arguments: Sequence[str]) -> int:
         default=Options(**defaults, preset=preset),
         prog="swav train",
     )
-    values = {field.name: getattr(options, field.name) for field in settings.FIELDS}
+    values = {field.name: getattr(options, field.name) for field in FIELDS}
     config = Config(**{**values, "data": settings.resolve_data(options.data)})
-    _refuse_a_run(options.output)
+    output = options.output
+    if ranks.restarts():
+        kept = ranks.recall(KEPT)
+        output = output if kept is None else Path(kept)
+        if output is not None and _holds_a_run(output):
+            return _resume(output)
+    if output is not None and _holds_a_run(output):
+        raise TrainerError(
+            f"{printable(output)} holds a run already: go on with --resume {printable(output)}, or "
+            "name another --output"
+        )
     ranks.join(config.device)
-    trainer = _prepare(config, options.output or RUNS)
+    trainer = _prepare(config, output or RUNS)
     # only now, when the settings have been tried
-    trainer.folder = ranks.tell(lambda: _new_folder(options.output, config))
+    trainer.folder = ranks.tell(lambda: _new_folder(output, config))
+    ranks.remember(KEPT, str(trainer.folder))
     return _run(trainer)
+
+
+def _resume(folder: Path) -> int:
+    if not folder.is_dir():
+        raise TrainerError(f"no folder {printable(folder)}: --resume wants the folder of a run")
+    config = settings.load(folder / settings.FILE)
+    ranks.join(config.device)
+    trainer = _prepare(config, folder)
+    return _run(trainer, trainer.restore())
 
 
 def _value_of(name: str, arguments: Sequence[str]) -> str | None:
@@ -87,14 +101,8 @@ def _value_of(name: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _refuse_a_run(output: Path | None) -> None:
-    if output is None:
-        return
-    if any((output / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS)):
-        raise TrainerError(
-            f"{printable(output)} holds a run already: go on with --resume {printable(output)}, or "
-            "name another --output"
-        )
+def _holds_a_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
 
 
 def _new_folder(output: Path | None, config: Config) -> Path:
@@ -106,7 +114,7 @@ def _new_folder(output: Path | None, config: Config) -> Path:
         if output is None:
             folder = next(path for path in candidates if _claim(path))
         folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / settings.FILE)
+        settings.save(config, folder / settings.FILE)
     except OSError as error:
         raise TrainerError(f"cannot write to {printable(folder)}: {error.strerror}") from error
     return folder

@@ -148,7 +148,7 @@ class Probe:
         Args:
             step: counted from 1.
             features: [A, B, D] of this process.
-            prototypes: [K, D].
+            prototypes: [K, D]; of several sets the first.
             queue: before it takes in the features.
         """
         if step % self._every and step != self._num_steps:

@@ -17,13 +17,15 @@ from torch import Tensor
 from tyro.conf import Positional, arg
 
 import swav_kernels as sk
-from swav_trainer import checkpoint, config, data
+from swav_trainer import checkpoint, data
 from swav_trainer.build import build_model, pick_device
 from swav_trainer.config import Config
 from swav_trainer.data import Dataset, Part
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import evaluate, features_of, rounded
 from swav_trainer.model import Model, Projection
+from swav_trainer.settings import FILE, resolve_data
+from swav_trainer.settings import load as load_settings
 from swav_trainer.table import scores_table
 
 Run = Positional[Path]
@@ -129,7 +131,7 @@ def export(run: Run, file: File) -> None:
         run: folder of a run.
         file: .safetensors file, or .pth for torch.load.
     """
-    settings = config.load(run / config.FILE)
+    settings = load_settings(run / FILE)
     tensors, _, problem = checkpoint.load(run / checkpoint.NAME)
     if problem:
         print(problem)
@@ -156,11 +158,11 @@ def open_run(run: Path, other_data: str | None) -> tuple[Config, Dataset, Model]
     """Settings, images and trained model of a run; bad files are left out and named."""
     if not run.is_dir():
         raise TrainerError(f"no folder {printable(run)}: it wants the folder of a run")
-    settings = config.load(run / config.FILE)
+    settings = load_settings(run / FILE)
     own_channels = None
     if other_data is not None:
         own_channels = data.load(settings).num_channels if settings.folder is None else 3
-        settings = dataclasses.replace(settings, data=config.resolve_data(other_data))
+        settings = dataclasses.replace(settings, data=resolve_data(other_data))
     dataset = data.load(settings)
     if own_channels not in (None, dataset.num_channels):
         raise TrainerError(

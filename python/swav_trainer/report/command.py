@@ -9,8 +9,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from swav_trainer import config as settings
-from swav_trainer import log, machine, use
+from swav_trainer import log, machine, settings, use
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import Scores, features_of
 from swav_trainer.report.page import write

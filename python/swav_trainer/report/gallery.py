@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from swav_trainer.config import ASSIGN_CROPS, Config
+from swav_trainer.config import Config
 from swav_trainer.loader import Loader
 from swav_trainer.report.images import address, thumbnails, to_pixels
 from swav_trainer.report.view import Sight
@@ -72,7 +72,7 @@ def crops(config: Config, sight: Sight) -> str:
     if loader.steps == 0:
         return "<p>Too few images for a batch.</p>"
     kinds = next(loader.micro_batches(0, 0))  # of each size [count B, C, H, W]
-    images = len(kinds[0]) // ASSIGN_CROPS
+    images = len(kinds[0]) // config.crop_kinds[0].count
     lines = []
     for image in range(min(CROPPED, images)):
         tags = []

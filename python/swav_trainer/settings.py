@@ -1,0 +1,116 @@
+"""Settings in files: presets that are shipped, and the settings of a run."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from swav_trainer.config import FIELDS, FOLDER_PREFIX, IN_MEMORY, Config
+from swav_trainer.errors import TrainerError, did_you_mean, printable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PRESETS = Path(__file__).parent / "presets"
+FILE = "config.toml"  # in the folder of a run
+DEFAULT_PRESET = "mnist5k"
+BASE, ABOUT = "base", "about"  # keys of a preset beside the settings
+
+
+def save(config: Config, path: Path) -> None:
+    """Write every setting as TOML; `--preset` reads it back."""
+    lines = (f"{f.name} = {_to_toml(getattr(config, f.name))}\n" for f in FIELDS)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def load(path: Path) -> Config:
+    """Read a TOML file that holds every setting, or some and the name of a preset as its `base`.
+
+    Raises:
+        TrainerError: the file is missing or no TOML, a setting is unknown, missing or wrong.
+    """
+    values = _with_base(path)
+    names = [field.name for field in FIELDS]
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise TrainerError(f"{printable(path)} lacks the settings {', '.join(missing)}")
+    return Config(**values)
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    """Return the settings of a file, over those of its base."""
+    values = _read(path)
+    values.pop(ABOUT, None)
+    base = values.pop(BASE, None)
+    names = [field.name for field in FIELDS]
+    for name in values:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise TrainerError(f"{printable(path)}: unknown setting {name!r}{hint}")
+    return values if base is None else _with_base(_shipped(base)) | values
+
+
+def about(name: str) -> dict[str, str]:
+    """Return what a shipped preset says of itself: source, and the figure to expect."""
+    return _read(_shipped(name)).get(ABOUT, {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    shown = printable(path)
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise TrainerError(f"cannot read {shown}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainerError(f"{shown} is not a TOML file: {error}") from error
+
+
+def _shipped(name: Any) -> Path:
+    known = preset_names()
+    if name not in known:
+        raise TrainerError(
+            f"unknown preset {name!r}: choose from {', '.join(known)} or a .toml file"
+            f"{did_you_mean(str(name), known)}"
+        )
+    return PRESETS / f"{name}.toml"
+
+
+def load_preset(name: str) -> Config:
+    """Read a preset by its name, or from a TOML file of the user's."""
+    return load(Path(name) if name.endswith(".toml") else _shipped(name))
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that are shipped."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def preset_for(data: str | None) -> str:
+    """Return the preset that fits the data: an image folder never gets the net for digits."""
+    if data is None:
+        return DEFAULT_PRESET
+    return data if data in IN_MEMORY else "folder" if data.startswith(FOLDER_PREFIX) else "mnist5k"
+
+
+def resolve_data(data: str) -> str:
+    """Return the data with an absolute path, so that a resumed run finds it from anywhere."""
+    if not data.startswith(FOLDER_PREFIX):
+        return data
+    if data == FOLDER_PREFIX:
+        raise TrainerError(f"{FOLDER_PREFIX} needs a path: --data {FOLDER_PREFIX}PATH")
+    return FOLDER_PREFIX + os.path.abspath(os.path.expanduser(data.removeprefix(FOLDER_PREFIX)))
+
+
+def _to_toml(value: str | int | float | bool | tuple[float, ...]) -> str:
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, DEL aside, which JSON leaves as it is
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_to_toml, value)) + "]"
+    return repr(value)
