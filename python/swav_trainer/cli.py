@@ -11,6 +11,7 @@ usage: swav COMMAND [options]
 
   swav train     train SwAV, evaluate it and write a report (swav train --help lists the settings)
   swav report    write one page on a run, or on several side by side
+  swav sweep     run a grid of settings over seeds, and compare them in a table
   swav eval      score the features of a run, on its own images or on others
   swav embed     write the features of images
   swav assign    write the prototype of each image
@@ -18,7 +19,7 @@ usage: swav COMMAND [options]
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "report", "eval", "embed", "assign", "export", "doctor")
+COMMANDS = ("train", "report", "sweep", "eval", "embed", "assign", "export", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +72,11 @@ def _run(arguments: Sequence[str]) -> int:
         from swav_trainer.report import command as report
 
         return report.main(rest)
+    if command == "sweep":
+        require("tyro", "rich", "safetensors", "cv2", "sklearn")
+        from swav_trainer.sweep import command as sweep
+
+        return sweep.main(rest)
     if command in COMMANDS:
         require("tyro", "rich", "safetensors", "cv2", "sklearn")
         from swav_trainer import use
