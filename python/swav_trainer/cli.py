@@ -9,6 +9,7 @@ from swav_trainer.errors import TrainerError, did_you_mean, printable, require
 USAGE = """\
 usage: swav COMMAND [options]
 
+  swav plan      propose settings for a folder of images, with reasons, memory and time
   swav train     train SwAV, evaluate it and write a report (swav train --help lists the settings)
   swav report    write one page on a run, or on several side by side
   swav sweep     run a grid of settings over seeds, and compare them in a table
@@ -19,7 +20,7 @@ usage: swav COMMAND [options]
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("train", "report", "sweep", "eval", "embed", "assign", "export", "doctor")
+COMMANDS = ("plan", "train", "report", "sweep", "eval", "embed", "assign", "export", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,30 +63,26 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     if command == "doctor":
         return _doctor(rest)
-    if command == "train":
-        require("tyro", "rich", "safetensors", "cv2", "sklearn")
-        from swav_trainer import run  # the libraries of the extra
-
-        return run.train(rest)
-    if command == "report":
-        require("tyro", "rich", "safetensors", "cv2", "sklearn")
-        from swav_trainer.report import command as report
-
-        return report.main(rest)
-    if command == "sweep":
-        require("tyro", "rich", "safetensors", "cv2", "sklearn")
-        from swav_trainer.sweep import command as sweep
-
-        return sweep.main(rest)
     if command in COMMANDS:
-        require("tyro", "rich", "safetensors", "cv2", "sklearn")
+        require("tyro", "rich", "safetensors", "cv2", "sklearn")  # the libraries of the extra
+    if command == "plan":
+        from swav_trainer.plan.command import main as run_command
+    elif command == "train":
+        from swav_trainer.run import train as run_command
+    elif command == "report":
+        from swav_trainer.report.command import main as run_command
+    elif command == "sweep":
+        from swav_trainer.sweep.command import main as run_command
+    elif command in COMMANDS:
         from swav_trainer import use
 
         return use.main(command, rest)
-    raise TrainerError(
-        f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
-        f"{did_you_mean(command, COMMANDS)}"
-    )
+    else:
+        raise TrainerError(
+            f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
+            f"{did_you_mean(command, COMMANDS)}"
+        )
+    return run_command(rest)
 
 
 def _doctor(arguments: Sequence[str]) -> int:
