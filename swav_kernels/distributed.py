@@ -48,14 +48,19 @@ def resolve_group(op: str, group: Group, gather_distributed: bool = False) -> Gr
     return group
 
 
-def warn_if_ungrouped(op: str, group: Group) -> None:
+def warn_if_ungrouped(
+    op: str,
+    group: Group,
+    remedy: str = "group=torch.distributed.group.WORLD",
+    stacklevel: int = 4,  # past the op and its decorator: the line that called it
+) -> None:
     """Warn once per op when several ranks would each balance only their own rows."""
     if group is None and op not in _warned and is_initialized() and dist.get_world_size() > 1:
         _warned.add(op)
         warnings.warn(
-            f"{op}: {dist.get_world_size()} ranks are running but group=None, so each balances "
-            "only its own rows. Pass group=torch.distributed.group.WORLD to balance them all.",
-            stacklevel=4,  # past the op and its decorator: the line that called it
+            f"{op}: {dist.get_world_size()} ranks are running, and each balances only its own "
+            f"rows. Pass {remedy} to balance them all.",
+            stacklevel=stacklevel,
         )
 
 

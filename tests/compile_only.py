@@ -7,6 +7,7 @@ of run: block sizes, dtypes and number of warps are those that are shipped.
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,15 +72,15 @@ def record_launches(
     modules: tuple[ModuleType, ...],
     target: str,
     call: Callable[[], object],
-) -> list[Launch]:
-    """Launches of a call, as they would be on the target, each distinct one once."""
-    launches: dict[Launch, None] = {}
+) -> Counter[Launch]:
+    """Launches of a call, as they would be on the target, and how often each is made."""
+    launches: Counter[Launch] = Counter()
 
     def record(
         kernel: JITFunction[Any], *args: object, grid: object, warmup: bool, **kwargs: Any
     ) -> None:
         assert not args, "launchers pass arguments by name"
-        launches[_launch(kernel, kwargs)] = None
+        launches[_launch(kernel, kwargs)] += 1
 
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", record)
@@ -87,7 +88,7 @@ def record_launches(
             if hasattr(module, "target_of"):
                 patch.setattr(module, "target_of", lambda device: target)
         call()
-    return list(launches)
+    return launches
 
 
 def _launch(kernel: JITFunction[Any], kwargs: dict[str, Any]) -> Launch:

@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the same bits
     if INTERPRETED:
         # columns of NaN are tested on purpose
         config.addinivalue_line("filterwarnings", "ignore:All-NaN slice:RuntimeWarning")

@@ -10,7 +10,7 @@ import pytest
 
 import swav_kernels as sk
 from benchmarks.cases import SHAPES
-from swav_kernels import dispatch
+from swav_kernels import compat, dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
@@ -81,6 +81,17 @@ def test_the_trainer_calls_public_names_only() -> None:
                 assert package != "swav_kernels" or rest in ("", *sk.__all__), f"{path}: {name}"
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert node.value.id != "sk" or node.attr in sk.__all__, f"{path}: sk.{node.attr}"
+
+
+def test_every_drop_in_is_offered_and_uses_no_kernels_of_its_own() -> None:
+    modules = {path.stem: path for path in (ROOT / "swav_kernels/compat").glob("*.py")}
+    shared = {"__init__", "inputs", "targets", "patching"}
+    assert modules.keys() - shared == set(compat.__all__)
+    allowed = r"swav_kernels\.(checks|distributed|ops|compat)(\.|$)"
+    for path in modules.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("swav_kernels"):
+                assert re.match(allowed, node.module), f"{path}: {node.module}"
 
 
 def test_import_brings_no_heavy_module() -> None:

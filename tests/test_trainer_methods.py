@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SMALL = dataclasses.replace(load_preset("digits"), epochs=1, width=4, log_every=1)
-SWAV_50 = "resnet50"
 
 
 def trained(settings, folder: Path) -> Trainer:
@@ -104,6 +103,30 @@ def test_the_loss_of_several_heads_is_their_mean(tmp_path: Path) -> None:
     assert len({float(x) for x in losses}) == 3
     torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sum(gradients) * 3, single.model.prototypes.weight.grad)
+
+
+def test_hard_codes_are_the_largest(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SMALL, hard_codes=True, dtype="float64")
+    trainer, features, loss = first_loss(settings, tmp_path)
+    scores = (features @ trainer.model.prototypes.weight.T).detach()
+    terms = []
+    for i in (0, 1):
+        codes = (scores[i] / settings.epsilon).exp()
+        for _ in range(settings.iterations):
+            codes = codes / codes.sum(0)
+            codes = codes / codes.sum(1, keepdim=True)
+        for v in range(6):
+            if v != i:
+                terms.append(functional.cross_entropy(scores[v] / 0.1, codes.argmax(1)))
+    torch.testing.assert_close(loss.detach(), torch.stack(terms).mean(), rtol=1e-9, atol=1e-9)
+
+
+def test_the_loss_may_round_its_products(tmp_path: Path) -> None:
+    exact = first_loss(SMALL, tmp_path)[2]
+    rounded = first_loss(dataclasses.replace(SMALL, precision="bfloat16"), tmp_path)[2]
+    assert 0 < abs(float(exact.detach() - rounded.detach())) < 2e-2
+    with pytest.raises(TrainerError, match="precision must be float32 where dtype is float64"):
+        dataclasses.replace(SMALL, precision="bfloat16", dtype="float64")
 
 
 def test_heads_survive_a_checkpoint(tmp_path: Path) -> None:

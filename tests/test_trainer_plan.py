@@ -94,7 +94,7 @@ def test_the_memory_is_that_of_the_tensors_that_are_kept() -> None:
     model = build_model(tiny, 3, torch.device("cpu"))
     weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
     assert needs.fixed == 4 * weights
-    assert needs.of(10) - needs.of(4) == pytest.approx(6 * cost.MARGIN * needs.an_image)
+    assert needs.of(10) == cost.OVERHEAD + cost.MARGIN * (needs.fixed + 10 * needs.an_image)
     # twice the pixels each way are four times the memory, but for the head's share
     larger, largest = (
         cost.memory(dataclasses.replace(tiny, crops=crops), 3)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gloo import run_ranks
-from swav_trainer import batch_norm, config, data, queues, ranks
+from swav_trainer import batch_norm, checkpoint, config, data, queues, ranks
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError
 from swav_trainer.log import Log, read
@@ -158,18 +158,73 @@ def test_shares_that_do_not_divide_are_refused(
         Trainer(SETTINGS, small(SETTINGS), tmp_path)
 
 
-def test_torchrun_trains_and_evaluates_once(tmp_path: Path) -> None:
+def torchrun(processes: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess:
+    """Run `swav` or another program in some processes."""
+    port = 20_000 + (os.getpid() + 7 * processes + 31 * restarts) % 20_000
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-        str(20_000 + os.getpid() % 20_000), "-m", "swav_trainer", "train", "--preset", "digits",
-        "--epochs", "1", "--width", "2", "--output", str(tmp_path / "run"),
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes,
+        "--master-port", port, "--max-restarts", restarts, *arguments,
     ]  # fmt: skip
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    return subprocess.run(map(str, command), capture_output=True, text=True, timeout=180)
+
+
+def test_torchrun_trains_and_evaluates_once(tmp_path: Path) -> None:
+    options = ["--preset", "digits", "--epochs", "1", "--width", "2", "--output", tmp_path / "run"]
+    result = torchrun(2, "-m", "swav_trainer", "train", *options)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("images to learn from") == 1
     assert "11 steps on 2 x cpu" in result.stdout
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["swav"]["knn20"] > 20
-    assert [line["step"] for line in read(tmp_path / "run")] == [10, 11]
+
+
+def test_a_lost_process_costs_a_restart(tmp_path: Path) -> None:
+    """Rank 1 is killed in the second epoch; torchrun starts all again, in the same run."""
+    program = tmp_path / "swav.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "from swav_trainer import cli, engine, ranks\n"
+        "step = engine.Trainer._train_step\n"
+        "def die(self, *batch):\n"
+        "    if self.step == 14 and ranks.index() == 1 and not ranks.restarts():\n"
+        "        open('killed', 'x').close()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, *batch)\n"
+        "if sys.argv.pop(1) == 'dies': engine.Trainer._train_step = die\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    options = ["train", "--preset", "digits", "--epochs", "2", "--width", "2"]
+    options += ["--checkpoint-every", "1"]
+    whole = torchrun(2, program, "lives", *options, "--output", "whole")
+    assert whole.returncode == 0, whole.stderr
+    lost = torchrun(2, program, "dies", *options, restarts=1)
+    assert lost.returncode == 0, lost.stdout + lost.stderr
+    assert (tmp_path / "killed").exists()
+    folder = tmp_path / "runs" / "digits"  # no --output says where: torchrun has kept it
+    assert [line["step"] for line in read(folder)] == [10, 20, 22]
+    one, two = (checkpoint.load(x / checkpoint.NAME)[0] for x in (tmp_path / "whole", folder))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+
+
+def grouped_batch_norm_of_rank(rank: int, x: torch.Tensor, size: int) -> Any:
+    module = nn.Sequential(nn.BatchNorm2d(3, affine=False))
+    batch_norm.synchronise(module, size)
+    y = module(x.chunk(4)[rank])
+    batch_norm.release(module)
+    return y
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_batch_norms_may_be_shared_by_neighbours(size: int, tmp_path: Path) -> None:
+    x = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    groups = x.chunk(max(1, 4 // size))
+    wanted = [nn.BatchNorm2d(3, affine=False)(group) for group in groups]
+    results = run_ranks(4, tmp_path, grouped_batch_norm_of_rank, x, size)
+    torch.testing.assert_close(torch.cat(results), torch.cat(wanted))
+
+
+def test_groups_that_do_not_divide_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 4)
+    with pytest.raises(TrainerError, match="--batch-norm-group 3 does not divide the 4 processes"):
+        batch_norm.synchronise(nn.Sequential(nn.BatchNorm1d(2)), 3)

@@ -27,7 +27,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_presets_hold_every_setting() -> None:
-    assert preset_names() == ["digits", "folder", "mnist5k"]
+    assert {"digits", "folder", "mnist5k"} <= set(preset_names())
     for name in ("digits", "mnist5k"):
         assert load_preset(name).data == name
     folder = load_preset("folder")

@@ -5,6 +5,8 @@ on the target is recorded and compiled (tests/compile_only.py).
 """
 
 import functools
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,10 +20,12 @@ from swav_kernels.triton_kernels import (
     swapped_cross_entropy,
     swav_loss,
 )
+from swav_kernels.triton_kernels.stored_loss import fits
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 ASSIGN = (0, 1)
 N, K = 512, 3000
+MANY = 4096  # samples whose sweeps leave more partial sums than a sweep would fold
 LONG_K = 20000  # prototypes of a row that does not fit in one block
 PRODUCTS = [  # dtype, D, precision, hard codes
     ("float32", 128, "float32", False),
@@ -41,14 +45,21 @@ def empty(*shape: int, dtype: str = "float32") -> torch.Tensor:
 
 def call_on_scores(dtype: str) -> None:
     """Every launcher that reads or writes scores, in each of its forms."""
-    for num_problems, num_prototypes in ((2, K), (2, LONG_K)):
-        scores = empty(num_problems, N, num_prototypes, dtype=dtype)
-        f = empty(num_problems, num_prototypes)
-        sinkhorn.potentials(scores, empty(num_problems, N), f[0], 0.05, 2, "float32")
+    for num_prototypes in (K, LONG_K):
+        scores = empty(2, N, num_prototypes, dtype=dtype)
+        f = empty(2, num_prototypes)
+        sinkhorn.potentials(scores, empty(2, N), f[0], 0.05, 2, "float32")
         for hard, normalized in ((False, True), (False, False), (True, True)):
             sinkhorn.codes(scores, f, 0.05, hard, normalized, empty(*scores.shape))
         swapped_cross_entropy.loss_and_gradient(scores, scores, ASSIGN, 0.1, True)
+    # sweeps that take the step before them, and those that do not
+    for num_rows, num_prototypes in ((N, K), (MANY, K), (N, 8192)):
+        scores = empty(2, num_rows, num_prototypes, dtype=dtype)
+        sinkhorn.potentials(scores, None, None, 0.05, 4, "bfloat16")
+    for iterations in (1, 2):
+        sinkhorn.sinkhorn(empty(2, N, K, dtype=dtype), 0.05, iterations, empty(2, N, K))
     sinkhorn.potentials(scores, None, None, 0.05, 1, "float32")
+    sinkhorn.column_stats(scores, None, 0.05)
     features, prototypes = empty(N, 128, dtype=dtype), empty(K, 128, dtype=dtype)
     prototype_scores.scores(features, prototypes)
     prototype_scores.gradients(empty(N, K, dtype=dtype), features, prototypes, True, True)
@@ -64,9 +75,28 @@ def call_on_features(dtype: str, dim: int, precision: str, hard: bool) -> None:
         swav_loss.potentials(features[:2], prototypes, None, None, 0.05, 2, precision)
 
 
+def call_on_stored_scores(dtype: str, dim: int) -> None:
+    """The loss of as many samples as make it store its scores."""
+    for num_prototypes in (K, 8192):
+        features, prototypes = (
+            empty(4, MANY, dim, dtype=dtype),
+            empty(num_prototypes, dim, dtype=dtype),
+        )
+        assert fits(features, prototypes, False, "bfloat16")
+        for need in (True, False):
+            swav_loss.loss_and_gradients(
+                features, prototypes, empty(2, num_prototypes), ASSIGN, 0.1, 0.05, False,
+                "bfloat16", need, need, False,
+            )  # fmt: skip
+
+
 CALLS = {
     **{f"scores-{d}": functools.partial(call_on_scores, d) for d in ("float32", "bfloat16")},
     **{"-".join(map(str, case)): functools.partial(call_on_features, *case) for case in PRODUCTS},
+}
+CALLS |= {
+    f"stored-{dtype}-{dim}": functools.partial(call_on_stored_scores, dtype, dim)
+    for dtype, dim in (("float32", 128), ("float16", 256), ("bfloat16", 128))
 }
 compiled = functools.cache(compile_launch)  # cases share kernels
 
@@ -93,6 +123,26 @@ def test_every_kernel_of_the_package_is_covered_here(monkeypatch: pytest.MonkeyP
     for call in CALLS.values():
         launches.update(record_launches(monkeypatch, MODULES, "sm_90", call))
     assert {launch.name for launch in launches} == KERNELS
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 10])
+@pytest.mark.parametrize("shape", [(2, 64, 3000), (2, 512, 3000), (2, 512, 300), (8, 64, 4096)])
+def test_small_sinkhorns_are_one_launch_more_than_iterations(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], iterations: int
+) -> None:
+    scores = empty(*shape)
+
+    def launches(call: Callable[[], object]) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for launch, count in record_launches(monkeypatch, MODULES, "sm_90", call).items():
+            counts[launch.name] += count
+        return counts
+
+    codes = launches(lambda: sinkhorn.sinkhorn(scores, 0.05, iterations, scores))
+    assert codes == {"_column_stats_kernel": 1, "_sweep_kernel": iterations}
+    f = launches(lambda: sinkhorn.potentials(scores, None, None, 0.05, iterations, "float32"))
+    sweeps = {"_sweep_kernel": iterations - 1} if iterations > 1 else {"_spread_nan_kernel": 1}
+    assert f == {"_column_stats_kernel": 1, "_potentials_kernel": 1, **sweeps}
 
 
 # --- the checks are awake ---------------------------------------------------------------------

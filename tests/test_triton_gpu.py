@@ -2,24 +2,38 @@
 
 import pytest
 import torch
-from compare import crops, unit_rows
+from compare import crops, largest, swav_loss, unit_rows, value_and_gradients
 from torch import Tensor
 
 import swav_kernels as sk
+from swav_kernels.triton_kernels.stored_loss import fits
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("assign", [(0, 1), (2, 0)])
-def test_the_loss_step_in_a_cuda_graph(dtype: torch.dtype, assign: tuple[int, ...]) -> None:
-    features, prototypes = (x.to("cuda", dtype).requires_grad_() for x in crops(3, 130, 64, 301))
+@pytest.mark.parametrize(
+    ("precision", "num_samples", "num_prototypes"),
+    [("float32", 130, 301), ("bfloat16", 130, 301), ("bfloat16", 1400, 2050)],  # stored: the last
+)
+def test_the_loss_step_in_a_cuda_graph(
+    dtype: torch.dtype,
+    assign: tuple[int, ...],
+    precision: str,
+    num_samples: int,
+    num_prototypes: int,
+) -> None:
+    shape = 3, num_samples, 64, num_prototypes
+    features, prototypes = (x.to("cuda", dtype).requires_grad_() for x in crops(*shape))
     queue = unit_rows(len(assign), 20, 64, seed=5, dtype=dtype).to("cuda")
+    assert fits(features, prototypes, False, precision) == (num_samples == 1400)
 
     def step() -> list[Tensor]:
         loss, stats = sk.swav_loss(
-            features, prototypes, assign=assign, queue=queue, return_stats=True, backend="triton"
-        )
+            features, prototypes, assign=assign, queue=queue, precision=precision,
+            return_stats=True, backend="triton",
+        )  # fmt: skip
         return [loss, *torch.autograd.grad(loss, (features, prototypes)), *stats.values()]
 
     stream = torch.cuda.Stream()
@@ -31,7 +45,7 @@ def test_the_loss_step_in_a_cuda_graph(dtype: torch.dtype, assign: tuple[int, ..
     with torch.cuda.graph(graph):
         captured = step()
     for seed in (1, 2):
-        new_features, new_prototypes = crops(3, 130, 64, 301, seed=10 * seed)
+        new_features, new_prototypes = crops(*shape, seed=10 * seed)
         with torch.no_grad():
             features.copy_(new_features)
             prototypes.copy_(new_prototypes)
@@ -42,16 +56,38 @@ def test_the_loss_step_in_a_cuda_graph(dtype: torch.dtype, assign: tuple[int, ..
             assert got.isfinite().all()
 
 
-def test_sinkhorn_in_a_cuda_graph() -> None:
-    scores = torch.randn(2, 130, 301, device="cuda") / 8
+def test_the_loss_of_stored_scores_and_its_gradients() -> None:
+    inputs = crops(3, 1400, 64, 2050)
+    assert fits(*inputs, False, "bfloat16")
+    loss, gradients = value_and_gradients(
+        lambda z, c: sk.swav_loss(z, c, precision="bfloat16", backend="triton"),
+        *(x.to("cuda") for x in inputs),
+    )
+    wanted, wanted_gradients = value_and_gradients(swav_loss, *(x.double() for x in inputs))
+    assert abs(loss.cpu() - wanted) <= 1e-2 * wanted
+    for got, want in zip(gradients, wanted_gradients, strict=True):
+        assert largest(got.double().cpu() - want) <= 2e-2 * largest(want)
+
+
+# a sweep that takes the step before it, and one to which a launch brings the potentials
+@pytest.mark.parametrize("num_rows", [130, 5000])
+def test_sinkhorn_in_a_cuda_graph(num_rows: int) -> None:
+    scores = torch.randn(2, num_rows, 301, device="cuda") / 8
     out = torch.empty_like(scores)
-    sk.sinkhorn(scores, out=out, backend="triton")
+
+    def step() -> Tensor:
+        sk.sinkhorn(scores, out=out, backend="triton")
+        return sk.sinkhorn_potentials(scores, 4, precision="bfloat16", backend="triton")
+
+    step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        sk.sinkhorn(scores, out=out, backend="triton")
+        f = step()
     scores.copy_(torch.randn(scores.shape) / 8)
     graph.replay()
-    assert torch.equal(out, sk.sinkhorn(scores, backend="triton"))
+    replayed = out.clone(), f.clone()
+    for got, wanted in zip(replayed, (sk.sinkhorn(scores, backend="triton"), step()), strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_more_scores_than_32_bits_count() -> None:

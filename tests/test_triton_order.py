@@ -4,6 +4,7 @@ tests/interpreter.py runs every launch of the interpreted run in both orders, fr
 NaN; here small blocks make at least 3 programs on each axis, with edges that no block divides.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from compare import (
     make_scores,
     random_codes,
     sinkhorn,
+    sinkhorn_log_u,
     swapped_cross_entropy,
     swav_codes,
     swav_loss,
@@ -42,16 +44,23 @@ STEP_D = 64  # all dimensions in one step of a product, for speed
 MANY = 64  # programs that a launch should have: splits as far as there are blocks
 
 
-COLUMN_KERNELS = {"_column_stats_kernel", "_first_potentials_kernel", "_next_potentials_kernel"}
-STREAMING_KERNELS = {*COLUMN_KERNELS, "_row_sums_kernel", "_column_sums_kernel"}
+SWEEPS = {"_column_stats_kernel", "_sweep_kernel"}
+STREAMING = {"_column_stats_kernel", "_row_sums_kernel", "_column_sums_kernel"}
+STEPS = {"_potentials_kernel", "_spread_nan_kernel", "_codes_kernel"}
 OWN_KERNELS = {
-    "whole rows": {*COLUMN_KERNELS, "_spread_nan_kernel", "_sweep_kernel", "_codes_kernel"},
-    "streamed rows": {*STREAMING_KERNELS, "_spread_nan_kernel", "_codes_kernel"},
+    "folded": SWEEPS,
+    "whole rows": {*SWEEPS, *STEPS},
+    "streamed rows": {*STREAMING, *STEPS},
+    "over a group": {"_combine_stats_kernel", "_sum_partials_kernel"},
     "swapped_cross_entropy": {"_swapped_kernel", "_sum_partials_kernel"},
     "prototype_scores": {"_product_kernel", "_sum_partials_kernel"},
+    "stored loss": {
+        *STREAMING, "_potentials_kernel", "_half_rows_kernel", "_product_kernel",
+        "_stored_loss_kernel", "_sum_partials_kernel",
+    },
     "swav_loss": {
-        *STREAMING_KERNELS, "_crop_loss_kernel", "_d_prototypes_kernel", "_code_statistics_kernel",
-        "_sum_partials_kernel",
+        *STREAMING, "_potentials_kernel", "_crop_loss_kernel", "_d_prototypes_kernel",
+        "_code_statistics_kernel", "_sum_partials_kernel",
     },
 }  # fmt: skip
 
@@ -63,12 +72,15 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
 
     from swav_kernels.triton_kernels import (
         code_statistics,
+        half_scores,
         potentials,
         prototype_scores,
         reduce,
         sinkhorn,
+        stored_loss,
         swapped_cross_entropy,
         swav_loss,
+        whole_rows,
     )
     from swav_kernels.triton_kernels.launch import Tiles
     from swav_kernels.triton_kernels.product_tiles import ProductTiles
@@ -80,9 +92,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
     for module in (prototype_scores, swapped_cross_entropy):
         monkeypatch.setattr(module, "tiles", small)
     monkeypatch.setattr(sinkhorn, "column_tiles", small)
-    monkeypatch.setattr(sinkhorn, "row_tiles", small)
+    for module in (sinkhorn, whole_rows):
+        monkeypatch.setattr(module, "row_tiles", small)
+    monkeypatch.setattr(stored_loss, "tiles", lambda *_: Tiles(16, 64))
     for module, name in (
         (code_statistics, "BLOCK_ROWS"),
+        (half_scores, "BLOCK_ROWS"),
+        (half_scores, "MOST_COLUMNS"),
         (potentials, "BLOCK_COLUMNS"),
         (potentials, "NAN_BLOCK"),
     ):
@@ -98,14 +114,18 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
         assert any(min(grid) >= 3 for grid in grids), (name, grids)
 
 
-@pytest.fixture(params=["whole rows", "streamed rows"])
+@pytest.fixture(params=["folded", "whole rows", "streamed rows"])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, launched: Grids) -> str:
-    """Whether a row of scores fits in one block."""
-    if request.param == "whole rows":
-        from swav_kernels.triton_kernels import sinkhorn, swapped_cross_entropy
-        from swav_kernels.triton_kernels.launch import Tiles
+    """Whether a row of scores fits in one block, and whether sweeps take the step before them."""
+    from swav_kernels.triton_kernels import sinkhorn, swapped_cross_entropy, whole_rows
+    from swav_kernels.triton_kernels.launch import Tiles
 
-        for module, name in ((sinkhorn, "row_tiles"), (swapped_cross_entropy, "tiles")):
+    if request.param != "folded":
+        monkeypatch.setattr(whole_rows, "MOST_FOLDED", 0)
+    if request.param != "streamed rows":
+        for module, name in (
+            (sinkhorn, "row_tiles"), (whole_rows, "row_tiles"), (swapped_cross_entropy, "tiles"),
+        ):  # fmt: skip
             monkeypatch.setattr(module, name, lambda *_: Tiles(16, 64, fill=MANY))
     return request.param
 
@@ -125,7 +145,8 @@ def test_sinkhorn(launched: Grids, rows: str, dtype: torch.dtype, hard: bool) ->
         codes = sk.sinkhorn(scores, iterations, hard=hard, backend="triton")
         for got, s in zip(codes, scores, strict=True):
             assert_codes(got, sinkhorn(s.double(), iterations, hard=hard), s, 0.05)
-    assert set(launched) == OWN_KERNELS[rows]
+    steps = STEPS if hard and rows == "folded" else set()  # hard codes take the potentials
+    assert set(launched) == OWN_KERNELS[rows] | steps
 
 
 @pytest.mark.usefixtures("rows")
@@ -142,6 +163,63 @@ def test_sinkhorn_with_weights_and_in_place() -> None:
     sk.sinkhorn(scores, prototype_weights=r, sample_weights=w, out=scores, backend="triton")
     for got, s, want in zip(scores, kept, wanted, strict=True):
         assert_codes(got, want, s, 0.05)
+
+
+def test_exponentials_kept_in_half_the_bytes(rows: str) -> None:
+    scores = problems("cosines", "masked", "shifted")
+    scores[0, 5] = -torch.inf
+    kept = torch.arange(N) != 5
+    for iterations in (3, 4, 6):
+        f = sk.sinkhorn_potentials(scores, iterations, precision="bfloat16", backend="triton")
+        exact = sk.sinkhorn_potentials(scores, iterations, backend="triton")
+        assert torch.equal(f, exact) == (iterations == 3 or rows == "streamed rows")
+        for potentials, s in zip(f, (scores[0, kept], *scores[1:]), strict=True):
+            codes = torch.softmax(s.double() / 0.05 + potentials.double(), -1)
+            wanted = sinkhorn(s.double(), iterations)
+            # as on the cpu: every number that is kept may be off by 2^-9
+            assert ((codes - wanted).abs() <= 0.008 * wanted + 1e-6).all()
+    halves = scores.bfloat16()
+    f = sk.sinkhorn_potentials(halves, 4, precision="bfloat16", backend="triton")
+    assert torch.equal(f, sk.sinkhorn_potentials(halves, 4, backend="triton"))
+
+
+@pytest.mark.usefixtures("rows")
+def test_exponentials_are_not_kept_beyond_their_range() -> None:
+    # all samples but one know prototype 0 alone, so its potential falls by 10 bits an iteration
+    scores = torch.full((3, N, K), -torch.inf)
+    scores[:, :, 0] = scores[:, -1] = 0
+    f = sk.sinkhorn_potentials(scores, 20, precision="bfloat16", backend="triton").double()
+    wanted = sinkhorn_log_u(scores[0].double(), 20)
+    assert (wanted[1] - wanted[0]) / math.log(2) > 150
+    for got in f:
+        assert largest(got - got[1] - (wanted - wanted[1])) <= 0.02
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_kept_exponentials_spread_nan_over_one_problem(value: float) -> None:
+    scores = problems("cosines", "cosines", "cosines")
+    clean = sk.sinkhorn_potentials(scores, 5, precision="bfloat16", backend="triton")
+    scores[1, -1, -1] = value
+    f = sk.sinkhorn_potentials(scores, 5, precision="bfloat16", backend="triton")
+    assert f[1].isnan().all()
+    assert torch.equal(f[::2], clean[::2])
+
+
+def test_sweeps_with_sums_over_a_group_between_them(launched: Grids, rows: str) -> None:
+    from swav_kernels.ops.iteration import solve
+    from swav_kernels.triton_kernels import sinkhorn as kernels
+
+    scores = problems("cosines", "masked", "shifted")
+    f = solve(
+        lambda: kernels.column_stats(scores, None, 0.05),
+        lambda f: kernels.column_sums(scores, f, None, 0.05),
+        3, None, None, None,
+    )  # fmt: skip
+    for potentials, s in zip(f, scores, strict=True):
+        codes = torch.softmax(s.double() / 0.05 + potentials.double(), -1)
+        assert_codes(codes, sinkhorn(s.double()), s, 0.05)
+    assert set(launched) == OWN_KERNELS[rows] - STEPS | OWN_KERNELS["over a group"]
 
 
 @pytest.mark.usefixtures("rows")
@@ -242,8 +320,13 @@ def test_swav_loss_of_half_inputs(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.usefixtures("launched")
-def test_swav_loss_in_bfloat16_products() -> None:
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_swav_loss_in_bfloat16_products(
+    launched: Grids, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    from swav_kernels.triton_kernels import stored_loss
+
+    monkeypatch.setattr(stored_loss, "LEAST_BYTES", 0 if is_stored else math.inf)
     inputs = crops(CROPS, N, DIM, K)
     loss, gradients = value_and_gradients(
         lambda z, c: sk.swav_loss(z, c, precision="bfloat16", assign=ASSIGN, backend="triton"),
@@ -255,6 +338,8 @@ def test_swav_loss_in_bfloat16_products() -> None:
     assert 0 < abs(loss - wanted) <= 1e-2 * wanted
     for got, want in zip(gradients, wanted_gradients, strict=True):
         assert 0 < largest(got - want) <= 2e-2 * largest(want)
+    kernels = OWN_KERNELS["stored loss" if is_stored else "swav_loss"]
+    assert set(launched) == kernels - {"_code_statistics_kernel"}
 
 
 @pytest.mark.usefixtures("launched")

@@ -1,9 +1,10 @@
 """Batch norms over several processes."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swav_trainer import ranks
@@ -48,6 +49,21 @@ def _replace(module: nn.Module, group: dist.ProcessGroup | None) -> None:
             _replace(child, group)
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the processes of a group; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        total = x.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradient, ctx.group), None
+
+
 class _SyncedBatchNorm(_BatchNorm):
     """Batch norm over the processes of a group; torch's own runs on GPUs only."""
 
@@ -68,11 +84,11 @@ class _SyncedBatchNorm(_BatchNorm):
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
         counted = torch.cat([x.sum(dims), x.new_full((1,), x.numel() / x.shape[1])])
-        counted = all_reduce(counted, group=self.group)
+        counted = _Sum.apply(counted, self.group)
         total = counted[-1].detach()
         average = counted[:-1] / total
         centred = x - average.view(shape)
-        variance = all_reduce(centred.square().sum(dims), group=self.group) / total
+        variance = _Sum.apply(centred.square().sum(dims), self.group) / total
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1

@@ -3,9 +3,11 @@
 The checkpoint before it stays beside it, so that one always can be read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     tensors = _apart(tensors)
     text = json.dumps(state)
     metadata = {"state": text, "sha256": _checksum(tensors, text)}
+    content = to_bytes(tensors, metadata=metadata)
     try:
         with temporary.open("wb") as file:
-            file.write(to_bytes(tensors, metadata=metadata))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -39,9 +42,21 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainerError(f"cannot write the checkpoint {printable(path)}: {error}") from error
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise TrainerError(
+            f"cannot write the checkpoint {printable(path)} of {len(content)} bytes"
+            f"{_free(path.parent)}: {error.strerror}; a checkpoint written before is intact"
+        ) from error
+
+
+def _free(folder: Path) -> str:
+    """How much room is left, if that can be told."""
+    try:
+        return f", with {shutil.disk_usage(folder).free} bytes free"
+    except OSError:
+        return ""
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

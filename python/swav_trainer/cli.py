@@ -17,10 +17,15 @@ usage: swav COMMAND [options]
   swav embed     write the features of images
   swav assign    write the prototype of each image
   swav export    write the backbone's weights, under torchvision's names
+  swav presets   list the presets, or print one
+  swav lint      find the known defects of home-grown SwAV code
   swav doctor    say which backends can run here, and test each op
   swav --version
 """
-COMMANDS = ("plan", "train", "report", "sweep", "eval", "embed", "assign", "export", "doctor")
+COMMANDS = (
+    "plan", "train", "report", "sweep", "eval", "embed", "assign", "export", "presets", "lint",
+    "doctor",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +68,12 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     if command == "doctor":
         return _doctor(rest)
+    if command == "presets":
+        return _presets(rest)
+    if command == "lint":
+        from swav_trainer import lint
+
+        return lint.main(rest)
     if command in COMMANDS:
         require("tyro", "rich", "safetensors", "cv2", "sklearn")  # the libraries of the extra
     if command == "plan":
@@ -83,6 +94,20 @@ def _run(arguments: Sequence[str]) -> int:
             f"{did_you_mean(command, COMMANDS)}"
         )
     return run_command(rest)
+
+
+def _presets(arguments: Sequence[str]) -> int:
+    from swav_trainer import settings
+
+    if len(arguments) > 1:
+        raise TrainerError(f"presets takes one name or none, got {' '.join(arguments)}")
+    for name in arguments or settings.preset_names():
+        preset = settings.load_preset(name)
+        notes = settings.about(name)
+        print(f"{name}\n  source: {notes['source']}\n  expected: {notes['expected']}")
+        if arguments:
+            print("\n" + settings.to_text(preset), end="")
+    return 0
 
 
 def _doctor(arguments: Sequence[str]) -> int:

@@ -56,7 +56,10 @@ class Config:
     warmup_rate: float
     """Where it begins to rise, as a share of the peak."""
     weight_decay: float
-    """Of matrices and filters; biases and batch norms have none."""
+    """Of matrices and filters."""
+    decay_vectors: bool
+    """Treat biases and norms as the matrices are: with weight decay, and lars at rates of their
+    own, as the paper's runs did."""
     momentum: float
     """Of sgd and lars."""
     trust: float
@@ -81,6 +84,11 @@ class Config:
     """Of the Sinkhorn."""
     assignment: Literal["sinkhorn", "softmax"]
     """Codes: balanced by the Sinkhorn, or a plain softmax, which collapses."""
+    hard_codes: bool
+    """One-hot codes in place of soft ones."""
+    precision: Literal["float32", "bfloat16"]
+    """Of the loss's products; bfloat16 is faster and rounds features and prototypes. It is for
+    dtype float32."""
     num_prototypes: int
     """K."""
     heads: int

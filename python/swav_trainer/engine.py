@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from swav_trainer import accumulation, batch_norm, checkpoint, optim, ranks, seeds
 from swav_trainer.alarm import Alarm, Watch
@@ -54,12 +53,7 @@ class Trainer:
         self.network: torch.nn.Module = self.model
         if ranks.count() > 1:
             batch_norm.synchronise(self.model, config.batch_norm_group)
-            self.network = DistributedDataParallel(
-                self.model,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=bool(config.model),
-            )
+            self.network = ranks.share_gradients(self.model, find_unused=bool(config.model))
         self.optimizer = optim.build(self.model, config)
         # scales the loss so that float16 gradients do not vanish; off, it changes nothing
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "float16")

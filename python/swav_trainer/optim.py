@@ -11,44 +11,51 @@ from swav_trainer.model import Model
 
 
 def build(model: Model, config: Config) -> torch.optim.Optimizer:
-    """Return the optimiser; biases and batch norms have no weight decay."""
+    """Return the optimiser; biases and norms have no weight decay unless the settings say so."""
     parameters = list(model.parameters())
+    vectors = [p for p in parameters if p.ndim <= 1]
+    decay = config.weight_decay
     groups = [
-        {
-            "params": [p for p in parameters if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": vectors, "weight_decay": decay if config.decay_vectors else 0.0},
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return Lars(groups, config.learning_rate, config.momentum, config.trust)
+    return Lars(groups, config.learning_rate, config.momentum, config.trust, config.decay_vectors)
 
 
 class Lars(torch.optim.SGD):
     """SGD whose gradient of a layer has the norm of its weights (You et al. 2017, 1708.03888).
 
     A matrix w with gradient g moves by `trust |w| / (|g| + decay |w|) (g + decay w)` in the place
-    of g, with momentum as in SGD; vectors move as in SGD. Layers of norm 0 do too.
+    of g, with momentum as in SGD. Vectors move as in SGD unless `vectors` is true; layers of norm 0
+    do too. With vectors this is LARC without clipping, as the paper's runs had it.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], lr: float, momentum: float, trust: float
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        trust: float,
+        vectors: bool = False,
     ) -> None:
         super().__init__(groups, lr=lr, momentum=momentum)
         self.trust = trust
+        self.vectors = vectors
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step."""
         decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.ndim > 1:
+            scaled = [p for p in group["params"] if self.vectors or p.ndim > 1]
+            for p in scaled:
+                if p.grad is not None:
                     self._scale(p, group["weight_decay"])
-            if any(p.ndim > 1 for p in group["params"]):
+            if scaled:
                 group["weight_decay"] = 0.0  # it is in the gradients
         try:
             return super().step(closure)

@@ -38,6 +38,10 @@ def check_ranges(config: "Config") -> None:
         refuse_unless(least <= getattr(config, name) < float("inf"), name, f"at least {least}")
     low, high = config.blur_sigma
     refuse_unless(0.01 <= low <= high < float("inf"), "blur_sigma", "two rising numbers from 0.01")
+    refuse_unless(
+        config.precision == "float32" or config.dtype == "float32", "precision",
+        f"float32 where dtype is {config.dtype}",
+    )  # fmt: skip
     refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")
     refuse_unless(0 < config.holdout < 1, "holdout", "between 0 and 1")
     refuse_unless(

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from swav_trainer.errors import TrainerError
 
@@ -144,6 +146,19 @@ def gather(tensor: Tensor) -> list[Tensor]:
     tensors = [torch.empty_like(tensor) for _ in range(count())]
     dist.all_gather(tensors, tensor.contiguous())
     return tensors
+
+
+def share_gradients(network: torch.nn.Module, find_unused: bool) -> DistributedDataParallel:
+    """Wrap the network so that all processes get the mean of their gradients."""
+    # the batch norms see to their statistics; torch 2.13 has renamed the setting
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(
+        network,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused,
+        **{buffers: False},
+    )
 
 
 def tell(find: Callable[[], T]) -> T:

@@ -33,7 +33,7 @@ class Options(Config):
     """
 
     preset: str = "mnist5k"
-    """mnist5k, digits or folder, or a .toml file that holds every setting."""
+    """A name that `swav presets` lists, or a .toml file that holds every setting."""
     output: Path | None = None
     """Folder of the run; by default runs/ and the data's name, with a number if that is taken."""
     resume: Path | None = None
@@ -52,7 +52,7 @@ def train(arguments: Sequence[str]) -> int:
         preset = settings.preset_for(_value_of("data", arguments))
     defaults = dataclasses.asdict(settings.load_preset(preset))
     if defaults["data"] == FOLDER_PREFIX and _value_of("data", arguments) is None:
-        raise TrainerError("the folder preset needs --data folder:PATH")
+        raise TrainerError(f"the preset {preset} needs --data folder:PATH")
     options = tyro.cli(
         Options,
         args=list(arguments),

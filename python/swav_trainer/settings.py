@@ -22,8 +22,12 @@ BASE, ABOUT = "base", "about"  # keys of a preset beside the settings
 
 def save(config: Config, path: Path) -> None:
     """Write every setting as TOML; `--preset` reads it back."""
-    lines = (f"{f.name} = {to_toml(getattr(config, f.name))}\n" for f in FIELDS)
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text(to_text(config), encoding="utf-8")
+
+
+def to_text(config: Config) -> str:
+    """Every setting as TOML."""
+    return "".join(f"{f.name} = {to_toml(getattr(config, f.name))}\n" for f in FIELDS)
 
 
 def load(path: Path) -> Config:

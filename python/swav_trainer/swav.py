@@ -69,6 +69,7 @@ class SwAV:
                 iterations=config.iterations,
                 queue=None if self.queue is None else self.queue.rows(),
                 group=ranks.group(),
+                precision=config.precision,
                 backend=self.backend,
             )
             for head in self.model.prototype_heads
@@ -110,6 +111,8 @@ class SwAV:
                     queue=None if self.queue is None or potentials else self.queue.rows(),
                     potentials=None if potentials is None else potentials[i],
                     group=ranks.group() if potentials is None else None,
+                    hard=config.hard_codes,
+                    precision=config.precision,
                     return_stats=True,
                     backend=self.backend,
                 )

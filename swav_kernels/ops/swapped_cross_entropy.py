@@ -70,10 +70,17 @@ def swapped_cross_entropy(
     if name == "reference":
         acc = checks.accumulate_dtype(scores, codes)
         return reference.swapped_cross_entropy(scores.to(acc), codes.to(acc), crops, temperature)
+    return run(scores, codes, crops, temperature, name)
+
+
+def run(
+    scores: Tensor, codes: Tensor, assign: tuple[int, ...], temperature: float, name: str
+) -> Tensor:
+    """The loss by the kernels of that name; arguments are checked and the codes detached."""
     if codes.dtype == torch.float64 or scores.dtype == torch.float64:
         scores, codes = scores.double(), codes.double()
     return _SwappedCrossEntropy.run(
-        scores.contiguous(), codes.contiguous(), crops, temperature, dispatch.kernels(OP, name)
+        scores.contiguous(), codes.contiguous(), assign, temperature, dispatch.kernels(OP, name)
     )
 
 

@@ -90,10 +90,14 @@ def _column_sums_kernel(
 
 
 def column_stats(
-    scores: Scores, sample_weights: Tensor | None, epsilon: float, tiles: Tiles
+    scores: Scores,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    tiles: Tiles,
+    most: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Partial (maximum of log2(e) t, sum) of every prototype, [P, A, K] each; N > 0."""
-    grid, rows_per_program = _grid(scores, tiles)
+    """Partial (maximum of log2(e) t, sum) of every prototype, [P, A, K] each; N > 0, P <= most."""
+    grid, rows_per_program = _grid(scores, tiles, most)
     maximum, sums = _partials(scores, grid[0]), _partials(scores, grid[0])
     _column_stats_kernel[grid](
         **scores.arguments(tiles),
@@ -132,13 +136,16 @@ def column_sums(
     return sums
 
 
-def _grid(scores: Scores, tiles: Tiles) -> tuple[tuple[int, int, int], int]:
+def _grid(
+    scores: Scores, tiles: Tiles, most: int | None = None
+) -> tuple[tuple[int, int, int], int]:
     num_tiles = triton.cdiv(scores.num_prototypes, tiles.block_k)
     num_parts, blocks_each = split(
         triton.cdiv(scores.num_rows, tiles.block_n),
         num_tiles * scores.num_problems,
         tiles.fill,
         longest=LONGEST_SUM,
+        most=most,
     )
     return (num_parts, num_tiles, scores.num_problems), blocks_each * tiles.block_n
 

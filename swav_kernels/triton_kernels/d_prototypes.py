@@ -56,7 +56,7 @@ def _d_prototypes_kernel(
                 DIM, PRECISION, BLOCK_K, BLOCK_N, STEP_D,
             )  # fmt: skip
             # a crop does not predict its own codes
-            place = _place_of(crop, ASSIGN)
+            place = place_of(crop, ASSIGN)
             codes, num_targets = all_codes, len(ASSIGN) * 1.0
             if place >= 0:
                 codes = all_codes - _code_tile(
@@ -85,7 +85,7 @@ def _crop_at(place, ASSIGN: tl.constexpr):
 
 
 @triton.jit
-def _place_of(crop, ASSIGN: tl.constexpr):
+def place_of(crop, ASSIGN: tl.constexpr):
     """The place of a crop in ASSIGN, or -1."""
     place = crop * 0 - 1
     for a in tl.static_range(len(ASSIGN)):

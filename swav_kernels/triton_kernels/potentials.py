@@ -1,6 +1,8 @@
 """From column sums to prototype potentials f, natural logarithms."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -21,39 +23,55 @@ NAN_BLOCK = 4096
 
 
 @triton.jit
-def _first_potentials_kernel(
-    partial_max_ptr, partial_sum_ptr,  # [P, A, K]
-    log_r_ptr, f_ptr, max_ptr, sum_ptr,
-    num_partials, num_prototypes,
+def pending_potentials(
+    partial_max_ptr, partial_sum_ptr, f_ptr, log_r_ptr, num_partials,  # Pending
+    problem, num_problems, num_prototypes, k,
     BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """F = log r - max - log sum, or natural max and sum; (-inf, 0) is an empty column."""
-    size = tl.num_programs(1) * tl.cast(num_prototypes, tl.int64)
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """F [BLOCK] of one problem at prototypes k; a dead prototype stays dead, NaN stays NaN."""
     inside = k < num_prototypes
-    columns = tl.where(inside, tl.program_id(1).to(tl.int64) * num_prototypes + k, size)
+    first = tl.cast(problem, tl.int64) * num_prototypes
+    if partial_sum_ptr is None:
+        f = tl.load(f_ptr + first + k, mask=inside, other=0.0)
+    else:
+        size = num_problems * tl.cast(num_prototypes, tl.int64)
+        columns = tl.where(inside, first + k, size)
+        if partial_max_ptr is None:
+            total = sum_over_partials(partial_sum_ptr, num_partials, size, columns, BLOCK_P, BLOCK)
+            f = tl.load(f_ptr + columns, mask=inside, other=0.0)
+            is_alive = f != float("-inf")
+            f -= tl.log2(tl.maximum(total, SMALLEST_SUM)) * LN2
+        else:
+            maximum, total = _combined_stats(
+                partial_max_ptr, partial_sum_ptr, num_partials, size, columns, BLOCK_P, BLOCK
+            )
+            is_alive = total != 0
+            f = (maximum + tl.log2(total)) * -LN2
+        if log_r_ptr is not None:
+            f += tl.load(log_r_ptr + k, mask=inside, other=0.0)
+        f = tl.where(is_alive, f, float("-inf"))
+        # NaN or +inf among the scores or weights
+        f = tl.where((total < float("inf")) & (f < float("inf")), f, float("nan"))
+    return f
+
+
+@triton.jit
+def _combined_stats(
+    max_ptr, sum_ptr, num_partials, size, columns, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Maximum and sum of partials [P, size] at columns [BLOCK]; (-inf, 0) is an empty column."""
     maximum = tl.full([BLOCK], float("-inf"), tl.float32)
     for start in range(0, num_partials, BLOCK_P):
-        tile = _maxima(partial_max_ptr, start, num_partials, size, columns, BLOCK_P)
+        tile = _maxima(max_ptr, start, num_partials, size, columns, BLOCK_P)
         maximum = tl.maximum(maximum, tl.max(tile, 0))
     shift = finite_shift(maximum)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, num_partials, BLOCK_P):
-        tile = _maxima(partial_max_ptr, start, num_partials, size, columns, BLOCK_P)
+        tile = _maxima(max_ptr, start, num_partials, size, columns, BLOCK_P)
         partials = start + tl.arange(0, BLOCK_P)
-        sums = load_rows(partial_sum_ptr, partials, num_partials, columns, size)
+        sums = load_rows(sum_ptr, partials, num_partials, columns, size)
         total += tl.sum(sums * tl.exp2(tile - shift[None, :]), 0)
-    if f_ptr is None:
-        tl.store(max_ptr + columns, maximum * LN2, mask=inside)
-        tl.store(sum_ptr + columns, total, mask=inside)
-    else:
-        f = (maximum + tl.log2(total)) * -LN2
-        if log_r_ptr is not None:
-            f += tl.load(log_r_ptr + k, mask=inside, other=0.0)
-        f = tl.where(total == 0, float("-inf"), f)
-        # NaN or +inf among the scores or weights
-        f = tl.where((total < float("inf")) & (f < float("inf")), f, float("nan"))
-        tl.store(f_ptr + columns, f, mask=inside)
+    return maximum, total
 
 
 @triton.jit
@@ -66,25 +84,34 @@ def _maxima(max_ptr, start, num_partials, size, columns, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
-def _next_potentials_kernel(
-    partial_sum_ptr,  # [P, A, K]
-    log_r_ptr, f_ptr, out_ptr,
-    num_partials, num_prototypes,
+def _potentials_kernel(
+    partial_max_ptr, partial_sum_ptr, f_ptr, log_r_ptr, num_partials,  # Pending
+    out_ptr,  # [A, K]
+    num_prototypes,
     BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """F += log r - log sum; a dead prototype stays dead, NaN stays NaN."""
-    size = tl.num_programs(1) * tl.cast(num_prototypes, tl.int64)
+    problem = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = k < num_prototypes
-    columns = tl.where(inside, tl.program_id(1).to(tl.int64) * num_prototypes + k, size)
-    total = sum_over_partials(partial_sum_ptr, num_partials, size, columns, BLOCK_P, BLOCK)
-    f = tl.load(f_ptr + columns, mask=inside, other=0.0)
-    step = tl.log2(tl.maximum(total, SMALLEST_SUM)) * -LN2
-    if log_r_ptr is not None:
-        step += tl.load(log_r_ptr + k, mask=inside, other=0.0)
-    f = tl.where(f == float("-inf"), f, f + step)
-    f = tl.where((total < float("inf")) & (f < float("inf")), f, float("nan"))
-    tl.store(out_ptr + columns, f, mask=inside)
+    f = pending_potentials(
+        partial_max_ptr, partial_sum_ptr, f_ptr, log_r_ptr, num_partials,
+        problem, tl.num_programs(1), num_prototypes, k, BLOCK_P, BLOCK,
+    )  # fmt: skip
+    tl.store(out_ptr + problem * num_prototypes + k, f, mask=k < num_prototypes)
+
+
+@triton.jit
+def _combine_stats_kernel(
+    partial_max_ptr, partial_sum_ptr,  # [P, size]
+    max_ptr, sum_ptr,
+    num_partials, size,
+    BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    maximum, total = _combined_stats(
+        partial_max_ptr, partial_sum_ptr, num_partials, size, columns, BLOCK_P, BLOCK
+    )
+    tl.store(max_ptr + columns, maximum * LN2, mask=columns < size)
+    tl.store(sum_ptr + columns, total, mask=columns < size)
 
 
 @triton.jit
@@ -103,70 +130,75 @@ def _spread_nan_kernel(f_ptr, out_ptr, num_prototypes, BLOCK: tl.constexpr):
         tl.store(out_ptr + first + k, tl.where(is_bad, float("nan"), f), mask=k < num_prototypes)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """Potentials f [A, K] as they are, or one step away: whoever needs them may take it."""
+
+    f: Tensor | None  # [A, K], before the step; None before the first
+    sums: Tensor | None = None  # [P, A, K], partial column sums of the step; None: f is ready
+    maximum: Tensor | None = None  # [P, A, K], beside the sums of the first step
+    log_r: Tensor | None = None  # [K]
+
+    def arguments(self, block_p: int) -> dict[str, Any]:
+        """Arguments of `pending_potentials`."""
+        return {
+            "partial_max_ptr": self.maximum,
+            "partial_sum_ptr": self.sums,
+            "f_ptr": self.f,
+            "log_r_ptr": self.log_r,
+            "num_partials": 0 if self.sums is None else self.sums.shape[0],
+            "BLOCK_P": block_p,
+        }
+
+    def settle(self) -> Tensor:
+        """Return f, after the step in a launch of its own."""
+        if self.sums is None:
+            assert self.f is not None
+            return self.f
+        _, num_problems, num_prototypes = self.sums.shape
+        out = torch.empty_like(self.sums[0])
+        _potentials_kernel[(triton.cdiv(num_prototypes, BLOCK_COLUMNS), num_problems)](
+            **self.arguments(BLOCK_PARTIALS),
+            out_ptr=out,
+            num_prototypes=num_prototypes,
+            BLOCK=BLOCK_COLUMNS,
+        )
+        return out
+
+    def after(self, f: Tensor, sums: Tensor) -> "Pending":
+        """Return what follows: f is known, and the partial sums [P, A, K] of its codes."""
+        return Pending(f, sums, None, self.log_r)
+
+
 def combine_stats(maximum: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """Partial (maximum, sum) [P, A, K] of `columns.column_stats` -> natural ones [A, K]."""
     column_max, column_sum = torch.empty_like(maximum[0]), torch.empty_like(sums[0])
-    _first(maximum, sums, None, None, column_max, column_sum)
-    return column_max, column_sum
-
-
-def first_potentials(maximum: Tensor, sums: Tensor, log_r: Tensor | None) -> Tensor:
-    """Partial (maximum, sum) [P, A, K] -> f [A, K]."""
-    f = torch.empty_like(maximum[0])
-    _first(maximum, sums, log_r, f, None, None)
-    return f
-
-
-def _first(
-    maximum: Tensor,
-    sums: Tensor,
-    log_r: Tensor | None,
-    f: Tensor | None,
-    column_max: Tensor | None,
-    column_sum: Tensor | None,
-) -> None:
-    num_partials, num_problems, num_prototypes = maximum.shape
-    _first_potentials_kernel[(triton.cdiv(num_prototypes, BLOCK_COLUMNS), num_problems)](
+    size = column_max.numel()
+    _combine_stats_kernel[(triton.cdiv(size, BLOCK_COLUMNS),)](
         partial_max_ptr=maximum,
         partial_sum_ptr=sums,
-        log_r_ptr=log_r,
-        f_ptr=f,
         max_ptr=column_max,
         sum_ptr=column_sum,
-        num_partials=num_partials,
-        num_prototypes=num_prototypes,
+        num_partials=maximum.shape[0],
+        size=size,
         BLOCK_P=BLOCK_PARTIALS,
         BLOCK=BLOCK_COLUMNS,
     )
-
-
-def next_potentials(f: Tensor, sums: Tensor, log_r: Tensor | None) -> Tensor:
-    """Partial column sums [P, A, K] of the codes of f [A, K] -> the next f."""
-    num_partials, num_problems, num_prototypes = sums.shape
-    out = torch.empty_like(f)
-    _next_potentials_kernel[(triton.cdiv(num_prototypes, BLOCK_COLUMNS), num_problems)](
-        partial_sum_ptr=sums,
-        log_r_ptr=log_r,
-        f_ptr=f,
-        out_ptr=out,
-        num_partials=num_partials,
-        num_prototypes=num_prototypes,
-        BLOCK_P=BLOCK_PARTIALS,
-        BLOCK=BLOCK_COLUMNS,
-    )
-    return out
+    return column_max, column_sum
 
 
 def iterate(
     stats: tuple[Tensor, Tensor],
-    sweep: Callable[[Tensor], Tensor],
+    sweep: Callable[[Pending], Pending],
     log_r: Tensor | None,
     iterations: int,
 ) -> Tensor:
-    """F [A, K] after T iterations, from partial column stats and sweeps f -> partial sums."""
-    f = first_potentials(*stats, log_r)
+    """F [A, K] after T iterations, from partial column stats (maximum, sum) and sweeps."""
+    maximum, sums = stats
+    pending = Pending(None, sums, maximum, log_r)
     for _ in range(iterations - 1):
-        f = next_potentials(f, sweep(f), log_r)
+        pending = sweep(pending)
+    f = pending.settle()
     if iterations > 1:  # the softmax of a sweep has spread any NaN over its problem
         return f
     num_problems, num_prototypes = f.shape

@@ -25,6 +25,7 @@ from swav_kernels.triton_kernels.reduce import product, sum_partials
 def _product_kernel(
     a_ptr, b_ptr,
     out_ptr,  # [S, M, N], row-major
+    row_bounds_ptr, column_bounds_ptr,  # [M], [N]: what the result is divided by, or None
     num_rows, num_columns, depth, depth_per_split,
     a_row_stride, a_depth_stride, b_depth_stride, b_column_stride,
     PRECISION: tl.constexpr,
@@ -45,6 +46,10 @@ def _product_kernel(
         a = tl.load(a_rows + inner[None, :] * a_depth_stride, mask=a_inside, other=0.0)
         b = tl.load(b_columns + inner[:, None] * b_depth_stride, mask=b_inside, other=0.0)
         total = product(a, b, total, PRECISION)
+    if row_bounds_ptr is not None:
+        row_bounds = tl.load(row_bounds_ptr + rows, rows < num_rows, other=1.0)
+        column_bounds = tl.load(column_bounds_ptr + columns, columns < num_columns, other=1.0)
+        total = total / row_bounds[:, None] / column_bounds[None, :]
     out = (part * num_rows + rows)[:, None] * num_columns + columns[None, :]
     inside = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
     tl.store(out_ptr + out, total.to(out_ptr.dtype.element_ty), mask=inside)
@@ -67,6 +72,13 @@ def scores(features: Tensor, prototypes: Tensor) -> Tensor:
     return _multiply(features, prototypes.t(), features.dtype)
 
 
+def bounded_scores(
+    features: Tensor, prototypes: Tensor, feature_bounds: Tensor, prototype_bounds: Tensor
+) -> Tensor:
+    """Return the scores [N, K] over bounds [N] and [K] of their rows' lengths, in float16."""
+    return _multiply(features, prototypes.t(), torch.float16, (feature_bounds, prototype_bounds))
+
+
 @on_its_device
 def gradients(
     d_scores: Tensor,
@@ -82,7 +94,12 @@ def gradients(
     )
 
 
-def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def _multiply(
+    a: Tensor,
+    b: Tensor,
+    dtype: torch.dtype,
+    bounds: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+) -> Tensor:
     num_rows, depth = a.shape
     num_columns = b.shape[1]
     if num_rows == 0 or num_columns == 0 or depth == 0:
@@ -97,6 +114,8 @@ def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
         a_ptr=a,
         b_ptr=b,
         out_ptr=out,
+        row_bounds_ptr=bounds[0],
+        column_bounds_ptr=bounds[1],
         num_rows=num_rows,
         num_columns=num_columns,
         depth=depth,

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from swav_kernels.triton_kernels import columns
 from swav_kernels.triton_kernels import potentials as steps
+from swav_kernels.triton_kernels.kept_rows import FEWEST_ITERATIONS, Kept
 from swav_kernels.triton_kernels.launch import (
-    LONGEST_SUM,
     Tiles,
     alignment,
     log2_scale,
     on_its_device,
     power_of_two,
-    split,
     target_of,
 )
 from swav_kernels.triton_kernels.reduce import (
@@ -29,41 +28,7 @@ from swav_kernels.triton_kernels.reduce import (
 )
 from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores, score_tile
-
-LONGEST_ROW = 16384  # prototypes of one row in one program's registers
-STREAMED_ROW = 4096  # prototypes at a time of a longer row
-
-
-@triton.jit
-def _sweep_kernel(
-    scores_ptr, f_ptr, weights_ptr,
-    sums_ptr,  # [P, A, K]
-    num_rows, num_prototypes, rows_per_program, scale,
-    ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Whole rows: softmax_k(s / epsilon + f) of the program's samples, summed per prototype."""
-    part, problem = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    num_prototypes = aligned(num_prototypes, ALIGN)
-    k = tl.arange(0, BLOCK_K)
-    f = tl.load(f_ptr + problem * num_prototypes + k, k < num_prototypes, other=0.0) * LOG2E
-    total = tl.zeros([BLOCK_K], tl.float32)
-    first = part * rows_per_program
-    stop = min(first + rows_per_program, num_rows)
-    for start in tl.range(first, stop, BLOCK_N, num_stages=STAGES):
-        rows = start + tl.arange(0, BLOCK_N)
-        logits = f[None, :] + scale * score_tile(
-            scores_ptr, None, problem, start, 0, num_rows, num_prototypes,
-            0, "ieee", BLOCK_N, BLOCK_K, 16,
-        )  # fmt: skip
-        terms = tl.exp2(logits - finite_shift(tl.max(logits, 1))[:, None])
-        row_sum = tl.sum(terms, 1)
-        weights = tl.full([BLOCK_N], 1.0, tl.float32)
-        if weights_ptr is not None:
-            weights = tl.load(weights_ptr + problem * num_rows + rows, rows < num_rows, other=0.0)
-        # a row that is all -inf adds nothing, as rows outside the matrix do
-        total += tl.sum(terms * tl.where(row_sum == 0, 0.0, weights / row_sum)[:, None], 0)
-    out = (part * tl.num_programs(1) + problem) * num_prototypes + k
-    tl.store(sums_ptr + out, total, mask=k < num_prototypes)
+from swav_kernels.triton_kernels.whole_rows import keep, most_folded, row_tiles, sweep, write_codes
 
 
 @triton.jit
@@ -137,18 +102,6 @@ def column_tiles(num_prototypes: int, target: str) -> Tiles:
     return Tiles(32, power_of_two(num_prototypes, 16, 128)).on(target)
 
 
-def row_tiles(num_prototypes: int, target: str) -> Tiles:
-    """Blocks for whole rows, at most LONGEST_ROW long; longer rows are streamed."""
-    if target == "interpreter":
-        return Tiles(64, power_of_two(num_prototypes, 16, LONGEST_ROW), fill=1)
-    if num_prototypes > LONGEST_ROW:
-        return Tiles(2, STREAMED_ROW, num_warps=8).on(target)
-    block_k = power_of_two(num_prototypes, 128, LONGEST_ROW)
-    # 8192 scores a program: 32 registers a thread
-    block_n = power_of_two(8192 // block_k, 1, 32)
-    return Tiles(block_n, block_k, num_warps=8 if block_k <= 8192 else 16).on(target)
-
-
 @on_its_device
 def potentials(
     scores: Tensor,
@@ -158,15 +111,36 @@ def potentials(
     iterations: int,
     precision: str,
 ) -> Tensor:
-    """Return f [A, K] after T iterations; nothing is kept between them that could be rounded."""
+    """Return f [A, K] after T iterations; "bfloat16" rounds what is kept between many of them."""
     if scores.numel() == 0:
         return _per_prototype(scores, -torch.inf)
+    is_plain = sample_weights is None and log_r is None
+    kept = None
+    if precision == "bfloat16" and is_plain and iterations >= FEWEST_ITERATIONS:
+        kept = keep(scores)
     return steps.iterate(
-        _partial_stats(scores, sample_weights, epsilon),
-        lambda f: _partial_sums(scores, f, sample_weights, epsilon),
+        _partial_stats(scores, sample_weights, epsilon, most_folded(scores)),
+        lambda pending: _sweep(scores, pending, sample_weights, epsilon, kept),
         log_r,
         iterations,
     )
+
+
+@on_its_device
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, out: Tensor) -> None:
+    """Write soft codes [A, N, K] after T > 0 iterations, without weights; `out` may be `scores`."""
+    most = most_folded(scores)
+    if scores.numel() == 0 or most is None:
+        f = potentials(scores, None, None, epsilon, iterations, "float32")
+        codes(scores, f, epsilon, False, True, out)
+        return
+    maximum, sums = _partial_stats(scores, None, epsilon, most)
+    pending = steps.Pending(None, sums, maximum)
+    for _ in range(iterations - 1):
+        pending = _sweep(scores, pending, None, epsilon)
+    # a softmax over all prototypes spreads NaN, as the potentials' own last step would
+    tiles = row_tiles(scores.shape[2], target_of(scores.device))
+    write_codes(scores, pending, epsilon, out, tiles)
 
 
 @on_its_device
@@ -184,7 +158,9 @@ def column_sums(scores: Tensor, f: Tensor, sample_weights: Tensor | None, epsilo
     """Return sum_b w_b softmax_k(s_b / epsilon + f) [A, K]."""
     if scores.numel() == 0:
         return _per_prototype(scores, 0)
-    return sum_partials(_partial_sums(scores, f, sample_weights, epsilon))
+    sums = _sweep(scores, steps.Pending(f), sample_weights, epsilon).sums
+    assert sums is not None
+    return sum_partials(sums)
 
 
 @on_its_device
@@ -219,41 +195,25 @@ def _per_prototype(scores: Tensor, value: float) -> Tensor:
 
 
 def _partial_stats(
-    scores: Tensor, sample_weights: Tensor | None, epsilon: float
+    scores: Tensor, sample_weights: Tensor | None, epsilon: float, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
     tiles = column_tiles(scores.shape[2], target_of(scores.device))
-    return columns.column_stats(Scores(scores), sample_weights, epsilon, tiles)
+    return columns.column_stats(Scores(scores), sample_weights, epsilon, tiles, most)
 
 
-def _partial_sums(
-    scores: Tensor, f: Tensor, sample_weights: Tensor | None, epsilon: float
-) -> Tensor:
-    num_problems, num_rows, num_prototypes = scores.shape
-    target = target_of(scores.device)
+def _sweep(
+    scores: Tensor,
+    pending: steps.Pending,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    kept: Kept | None = None,
+) -> steps.Pending:
+    num_prototypes, target = scores.shape[2], target_of(scores.device)
     tiles = row_tiles(num_prototypes, target)
-    if num_prototypes > tiles.block_k:
-        rows = row_sums(Scores(scores), f, epsilon, tiles)
-        tiles = column_tiles(num_prototypes, target)
-        return columns.column_sums(Scores(scores), f, rows, sample_weights, epsilon, tiles)
-    num_parts, blocks_each = split(
-        triton.cdiv(num_rows, tiles.block_n), num_problems, tiles.fill, longest=LONGEST_SUM
-    )
-    sums = torch.empty(
-        num_parts, num_problems, num_prototypes, dtype=torch.float32, device=scores.device
-    )
-    _sweep_kernel[(num_parts, num_problems)](
-        scores_ptr=scores,
-        f_ptr=f,
-        weights_ptr=sample_weights,
-        sums_ptr=sums,
-        num_rows=num_rows,
-        num_prototypes=num_prototypes,
-        rows_per_program=blocks_each * tiles.block_n,
-        scale=log2_scale(epsilon),
-        ALIGN=alignment(num_prototypes),
-        BLOCK_N=tiles.block_n,
-        BLOCK_K=tiles.block_k,
-        STAGES=tiles.num_stages,
-        **tiles.options,
-    )
-    return sums
+    if num_prototypes <= tiles.block_k:
+        return sweep(scores, pending, sample_weights, epsilon, tiles, kept)
+    f = pending.settle()
+    rows = row_sums(Scores(scores), f, epsilon, tiles)
+    tiles = column_tiles(num_prototypes, target)
+    sums = columns.column_sums(Scores(scores), f, rows, sample_weights, epsilon, tiles)
+    return pending.after(f, sums)

@@ -1,4 +1,5 @@
-"""The whole SwAV loss from features and prototypes; nothing of a row's K scores is ever stored.
+"""The whole SwAV loss from features and prototypes; unless "bfloat16" allows it and it pays (see
+stored_loss.py), nothing of a row's K scores is ever stored.
 
 Prototypes stream past blocks of samples as keys and values stream past queries in attention:
 softmax(z c^T / temperature) c with its normaliser gives loss and d_features in one pass, and the
@@ -19,6 +20,7 @@ from swav_kernels.triton_kernels.product_tiles import ProductTiles, tiles
 from swav_kernels.triton_kernels.reduce import sum_partials
 from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores
+from swav_kernels.triton_kernels.stored_loss import fits, stored_loss
 
 
 @on_its_device
@@ -38,7 +40,7 @@ def potentials(
     block = _tiles(features, prototypes, precision)
     return steps.iterate(
         columns.column_stats(scores, sample_weights, epsilon, block.columns),
-        lambda f: _partial_sums(scores, f, sample_weights, epsilon, block),
+        lambda pending: _sweep(scores, pending, sample_weights, epsilon, block),
         log_r,
         iterations,
     )
@@ -106,29 +108,32 @@ def loss_and_gradients(
     if assign != tuple(range(len(assign))):
         coded = torch.stack([features[crop] for crop in assign])
     code_scores = Scores(coded, prototypes, precision)
-    all_scores = Scores(features, prototypes, precision)
-    p = row_sums(all_scores, None, temperature, block.rows, values=need_features)
-    q = row_sums(
-        code_scores, f, epsilon, block.rows,
-        index=hard, values=not hard, deviation=need_stats and not hard, nearest=need_stats,
-    )  # fmt: skip
-    loss, d_features = crop_loss(
-        features, prototypes, p, q, assign, temperature, precision, need_features, block.crops
-    )
-    gradient, statistics = None, None
-    if need_prototypes:
-        gradient = d_prototypes(
-            features,
-            prototypes,
-            f,
-            p,
-            q,
-            assign,
-            temperature,
-            epsilon,
-            precision,
-            block.d_prototypes,
+    if fits(features, prototypes, hard, precision):
+        loss, d_features, gradient = stored_loss(
+            features, prototypes, f, assign, temperature, epsilon, need_features, need_prototypes
         )
+        if not need_stats:
+            return loss, d_features, gradient, None
+        q = row_sums(code_scores, f, epsilon, block.rows, deviation=True, nearest=True)
+    else:
+        p = row_sums(
+            Scores(features, prototypes, precision), None, temperature, block.rows,
+            values=need_features,
+        )  # fmt: skip
+        q = row_sums(
+            code_scores, f, epsilon, block.rows,
+            index=hard, values=not hard, deviation=need_stats and not hard, nearest=need_stats,
+        )  # fmt: skip
+        loss, d_features = crop_loss(
+            features, prototypes, p, q, assign, temperature, precision, need_features, block.crops
+        )
+        gradient = None
+        if need_prototypes:
+            gradient = d_prototypes(
+                features, prototypes, f, p, q, assign, temperature, epsilon, precision,
+                block.d_prototypes,
+            )  # fmt: skip
+    statistics = None
     if need_stats:
         code_sums = columns.column_sums(code_scores, f, q, None, epsilon, block.columns)
         statistics = code_statistics(q, sum_partials(code_sums))
@@ -146,6 +151,17 @@ def _partial_sums(
 ) -> Tensor:
     rows = row_sums(scores, f, epsilon, block.rows)
     return columns.column_sums(scores, f, rows, sample_weights, epsilon, block.columns)
+
+
+def _sweep(
+    scores: Scores,
+    pending: steps.Pending,
+    sample_weights: Tensor | None,
+    epsilon: float,
+    block: ProductTiles,
+) -> steps.Pending:
+    f = pending.settle()
+    return pending.after(f, _partial_sums(scores, f, sample_weights, epsilon, block))
 
 
 def _per_prototype(features: Tensor, prototypes: Tensor, value: float) -> Tensor:

@@ -106,7 +106,8 @@ def _memory_line(found: survey.Survey, config: Config, needs: cost.Memory) -> st
     a_device = config.batch_size // max(1, found.gpus)
     return (
         f"Memory: {needs.of(a_device) / GIB:.2f} GiB a device, counted from what one step on "
-        f"{cost.COUNTED} images keeps, with {cost.MARGIN - 1:.0%} to spare."
+        f"{cost.COUNTED} images keeps, with {cost.MARGIN - 1:.0%} to spare and "
+        f"{cost.OVERHEAD / GIB:.2f} GiB for the libraries."
     )
 
 

@@ -1,0 +1,57 @@
+"""The Sinkhorns of lightning-bolts: methods of its `SWAVLoss`, which take the `self` they had.
+
+`distributed_sinkhorn` is the older form of the official code too, without `self`.
+"""
+
+from torch import Tensor
+
+from swav_kernels.compat.inputs import codes_of_exponentials
+from swav_kernels.distributed import Group
+
+
+def sinkhorn(self: object, q: Tensor, num_iters: int) -> Tensor:
+    """Codes of this process's exponentials: `sinkhorn` of `log(q).T`; q is left as it is.
+
+    Args:
+        self: the loss, not needed; None will do.
+        q: [K, N], exp(scores / epsilon). 0 gives code 0, an infinite entry makes the codes NaN.
+        num_iters: T >= 0; 0 normalises each sample, softmax(scores / epsilon).
+
+    Returns:
+        codes [N, K] in float32, also of a double q.
+
+    Raises:
+        TypeError, ValueError: as `swav_kernels.sinkhorn`.
+
+    Example:
+        >>> import torch
+        >>> sinkhorn(None, torch.eye(4).div(0.05).exp(), 3).argmax(1).tolist()
+        [0, 1, 2, 3]
+    """
+    return codes_of_exponentials(q.t(), num_iters, gather_distributed=False).float()
+
+
+def distributed_sinkhorn(self: object, q: Tensor, num_iters: int, *, group: Group = None) -> Tensor:
+    """`sinkhorn` over all ranks.
+
+    Args:
+        self: the loss, not needed; None will do.
+        q: [K, N], exp(scores / epsilon).
+        num_iters: T >= 0.
+        group: the process group to sum over; None is all ranks once torch.distributed is
+            initialised, as there.
+
+    Returns:
+        codes [N, K] in float32.
+
+    Raises:
+        TypeError, ValueError: as `swav_kernels.sinkhorn`.
+
+    Example:
+        >>> import torch
+        >>> distributed_sinkhorn(None, torch.eye(4).div(0.05).exp(), 3).argmax(1).tolist()
+        [0, 1, 2, 3]
+    """
+    return codes_of_exponentials(
+        q.t(), num_iters, gather_distributed=group is None, group=group
+    ).float()
