@@ -43,7 +43,9 @@ class Sweep:
 
     def in_terminal(self, group: Group) -> Table:
         """A row a cell."""
-        table = Table(*_head(group), title=None)
+        table = Table(title=None)
+        for title in _head(group):
+            table.add_column(title, overflow="fold")
         for cell in group.cells:
             table.add_row(*_row(cell, self.of(cell)))
         return table
