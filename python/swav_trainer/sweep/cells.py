@@ -18,6 +18,7 @@ Changes = dict[str, Any]
 # crops are for images as small as those of the presets digits and mnist5k.
 ABLATIONS: dict[str, tuple[Changes, ...]] = {
     "assignment": ({}, {"assignment": "softmax"}),
+    "codes": ({}, {"hard_codes": True}),
     "epsilon": ({"epsilon": 0.01}, {}, {"epsilon": 0.05}, {"epsilon": 0.1}),
     "iterations": ({"iterations": 1}, {}, {"iterations": 10}),
     "queue": (

@@ -41,8 +41,8 @@ def sweep(
         output: folder of all runs, of sweep.json and of sweep.md.
         preset: a preset's name or a .toml file.
         grid: settings to vary.
-        ablation: in place of --set built-in lists, as in queue,crops: assignment, epsilon,
-            iterations, queue, crops, prototypes, heads, method, or all.
+        ablation: in place of --set built-in lists, as in queue,crops: assignment, codes,
+            epsilon, iterations, queue, crops, prototypes, heads, method, or all.
         seeds: of the runs.
         jobs: runs at a time.
     """
