@@ -148,6 +148,20 @@ def test_a_run_that_is_not_finished_is_shown_as_far_as_it_is(
     assert 'class="map"' not in text
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent / "run").mkdir(parents=True)
+        shutil.copy(runs[1] / "config.toml", tmp_path / parent / "run")
+    file = tmp_path / "page.html"
+    folders = [str(tmp_path / parent / "run") for parent in ("a", "b")]
+    assert cli.main(["report", *folders, "--output", str(file)]) == 0
+    text = file.read_text()
+    assert '<h2 class="run">a/run</h2>' in text
+    assert '<h2 class="run">b/run</h2>' in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

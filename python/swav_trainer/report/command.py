@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,11 @@ def report(runs: Positional[tuple[Path, ...]], output: Path | None = None) -> No
         raise TrainerError("swav report wants the folders of runs: swav report RUN [RUN ...]")
     views = [look(run) for run in runs]
     if max(Counter(view.name for view in views).values()) > 1:
-        views = [dataclasses.replace(view, name=printable(run)) for run, view in zip(runs, views)]
+        # told apart by the folders they are in
+        paths = [run.resolve() for run in runs]
+        common = os.path.commonpath([path.parent for path in paths])
+        names = [printable(path.relative_to(common)) for path in paths]
+        views = [dataclasses.replace(view, name=name) for view, name in zip(views, names)]
     file = output or (runs[0] / NAME if len(runs) == 1 else Path(NAME))
     write(file, views)
     print(f"Report: {printable(file)}")
