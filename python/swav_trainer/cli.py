@@ -1,27 +1,51 @@
 """The command `swav`."""
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from swav_trainer.errors import TrainerError, did_you_mean, printable, require
 
-USAGE = """\
-usage: swav COMMAND [options]
 
-  swav train     train SwAV, evaluate it and write a report (swav train --help lists the settings)
-  swav import    make a run of weights that SwAV's authors or VISSL released
-  swav eval      score the features of a run, on its own images or on others
-  swav embed     write the features of images
-  swav assign    write the prototype of each image
-  swav export    write the backbone's weights, for torchvision, timm, Detectron2, DETR or ONNX
-  swav presets   list the presets, or print one
-  swav lint      find the known defects of home-grown SwAV code
-  swav doctor    say which backends can run here, and test each op
-  swav --version
-"""
-PLAIN = ("presets", "lint", "doctor")  # need nothing beyond Python and torch
-COMMANDS = ("train", "import", "eval", "embed", "assign", "export", *PLAIN)
+class Command(NamedTuple):
+    """What a command says of itself, and the module:function that runs it."""
+
+    text: str
+    place: str
+    needs: tuple[str, ...] = ("tyro", "rich", "safetensors", "cv2", "sklearn")
+
+
+COMMANDS = {
+    "plan": Command(
+        "propose settings for a folder of images, with reasons, memory and time",
+        "plan.command:main",
+    ),
+    "train": Command(
+        "train SwAV, evaluate it and write a report (swav train --help lists the settings)",
+        "run:train",
+    ),
+    "import": Command("make a run of weights that SwAV's authors or VISSL released", "use:main"),
+    "report": Command("write one page on a run, or on several side by side", "report.command:main"),
+    "sweep": Command(
+        "run a grid of settings over seeds, and compare them in a table", "sweep.command:main"
+    ),
+    "eval": Command("score the features of a run, on its own images or on others", "use:main"),
+    "embed": Command("write the features of images", "use:main"),
+    "assign": Command("write the prototype of each image", "use:main"),
+    "export": Command(
+        "write the backbone's weights, for torchvision, timm, Detectron2, DETR or ONNX", "use:main"
+    ),
+    "presets": Command("list the presets, or print one", "cli:_presets", ()),
+    "lint": Command("find the known defects of home-grown SwAV code", "lint:main", ()),
+    "doctor": Command("say which backends can run here, and test each op", "cli:_doctor", ()),
+}
+USAGE = (
+    "usage: swav COMMAND [options]\n\n"
+    + "".join(f"  swav {name:<9} {command.text}\n" for name, command in COMMANDS.items())
+    + "  swav --version\n"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,26 +77,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    command, *rest = arguments or ["--help"]
-    if command in ("-h", "--help"):
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
         print(USAGE, end="")
         return 0
-    if command == "--version":
+    if name == "--version":
         import swav_kernels as sk
 
         print(f"swav-kernels {sk.__version__}")
         return 0
-    if command in PLAIN:
-        return {"presets": _presets, "lint": _lint, "doctor": _doctor}[command](rest)
-    if command in COMMANDS:
-        require("tyro", "rich", "safetensors", "matplotlib", "cv2", "sklearn")
-        from swav_trainer import run, use  # the libraries of the extra
-
-        return run.train(rest) if command == "train" else use.main(command, rest)
-    raise TrainerError(
-        f"unknown command {command!r}: choose from {', '.join(COMMANDS)}"
-        f"{did_you_mean(command, COMMANDS)}"
-    )
+    if name not in COMMANDS:
+        raise TrainerError(
+            f"unknown command {name!r}: choose from {', '.join(COMMANDS)}"
+            f"{did_you_mean(name, COMMANDS)}"
+        )
+    command = COMMANDS[name]
+    require(*command.needs)
+    module, _, function = command.place.partition(":")
+    run = getattr(importlib.import_module(f"swav_trainer.{module}"), function)
+    return run(name, rest) if module == "use" else run(rest)
 
 
 def _presets(arguments: Sequence[str]) -> int:
@@ -87,12 +110,6 @@ def _presets(arguments: Sequence[str]) -> int:
         if arguments:
             print("\n" + settings.to_text(preset), end="")
     return 0
-
-
-def _lint(arguments: Sequence[str]) -> int:
-    from swav_trainer import lint
-
-    return lint.main(arguments)
 
 
 def _doctor(arguments: Sequence[str]) -> int:

@@ -163,6 +163,8 @@ class Config:
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int
     """Epochs between two checkpoints."""
+    tracker: Literal["none", "tensorboard", "wandb"]
+    """Experiment tracker that gets what metrics.jsonl gets."""
 
     def __post_init__(self) -> None:
         """Convert what TOML and users write loosely, then check every value."""

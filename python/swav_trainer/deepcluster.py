@@ -40,6 +40,7 @@ class DeepCluster:
     """
 
     learns_prototypes = False
+    queue = None
 
     def __init__(self, config: Config, model: Model, num_steps: int, steps: int) -> None:
         self.config = config

@@ -20,6 +20,7 @@ from swav_trainer.loader import Loader
 from swav_trainer.log import Log
 from swav_trainer.signals import Stop
 from swav_trainer.swav import SwAV
+from swav_trainer.telemetry import Probe
 
 
 class Trainer:
@@ -57,6 +58,8 @@ class Trainer:
         # scales the loss so that float16 gradients do not vanish; off, it changes nothing
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "float16")
         self.watch = Watch(config)
+        self.probe = Probe(config, self.num_steps)
+        self.told: dict[str, float] = {}  # by the probe at the last step
         self.step = 0
         self.seconds = 0.0
         self.stop = Stop()
@@ -64,6 +67,9 @@ class Trainer:
     def train(self, log: Log | None) -> bool:
         """Train to the end; False if it was stopped first. Either way the checkpoint is written."""
         started = time.perf_counter() - self.seconds
+        for alarm in self.watch.begin():
+            if log is not None:
+                log.alarm(alarm)
         with self.stop.listening():
             while self.step < self.num_steps:
                 epoch, first = divmod(self.step, self.loader.steps)
@@ -87,7 +93,8 @@ class Trainer:
             for step in range(first, self.loader.steps):
                 yield accumulation.train_step(self, epoch, step)
             return
-        for step, crops in enumerate(self.loader.batches(epoch, first), first):
+        batches = self.probe.clock.waiting(self.loader.batches(epoch, first))
+        for step, crops in enumerate(batches, first):
             yield self._train_step(crops, self.loader.rows(epoch, step))
 
     def _train_step(self, crops: list[Tensor], rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,6 +144,8 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        prototypes, queue = self.model.prototypes.weight, self.objective.queue
+        self.told = self.probe.see(self.step + 1, assign_features, prototypes, queue)
         self.objective.end_step(self.step, assign_features, rows)
 
     def release(self) -> None:
@@ -152,12 +161,13 @@ class Trainer:
                 f"the loss is {values['loss']} at step {self.step}: lower --learning-rate, or look "
                 "for images that are not numbers"
             )
-        alarm = self.watch.see(self.step, values["loss"], values)
+        values |= self.told
+        alarms = self.watch.see(self.step, values["loss"], values)
         rate = self.optimizer.param_groups[0]["lr"]
         if log is None:
             return
         log.step(self.step, self.seconds, rate, values)
-        if alarm is not None:
+        for alarm in alarms:
             log.alarm(alarm)
 
     def save(self) -> None:
@@ -174,6 +184,8 @@ class Trainer:
             "processes": ranks.count(),
             "scaler": self.scaler.state_dict(),
             "recent": list(self.watch.recent),
+            "fits": list(self.watch.fits),
+            "idle": self.probe.fill.idle.tolist(),
             "alarms": [vars(alarm) for alarm in self.watch.raised],
         }
         checkpoint.save(self.folder / checkpoint.NAME, tensors, state)
@@ -195,6 +207,8 @@ class Trainer:
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.scaler.load_state_dict(state["scaler"])
             self.watch.recent.extend(state["recent"])
+            self.watch.fits.extend(state["fits"])
+            self.probe.fill.idle = torch.tensor(state["idle"])
             self.watch.raised = [Alarm(**values) for values in state["alarms"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise checkpoint.does_not_fit(path, error) from error

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from swav_trainer.alarm import Alarm
+from swav_trainer.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 20.0  # between two lines where the output is no terminal
@@ -41,12 +42,20 @@ class Log:
         num_steps: of the whole run.
         steps_an_epoch: of an epoch.
         every: steps between two lines.
+        tracker: gets what is written down.
     """
 
     def __init__(
-        self, folder: Path, first_step: int, num_steps: int, steps_an_epoch: int, every: int
+        self,
+        folder: Path,
+        first_step: int,
+        num_steps: int,
+        steps_an_epoch: int,
+        every: int,
+        tracker: Tracker | None = None,
     ) -> None:
         self.console = Console(stderr=False, highlight=False)
+        self._tracker = tracker
         kept = [line for line in read(folder) if line["step"] <= first_step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         temporary = folder / f"{METRICS}.tmp"
@@ -77,6 +86,8 @@ class Log:
     ) -> None:
         self._progress.stop()
         self._file.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def step(
         self, step: int, seconds: float, learning_rate: float, values: Mapping[str, float]
@@ -94,6 +105,8 @@ class Log:
             line = {name: x if x == x else None for name, x in line.items()}
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+            if self._tracker is not None:
+                self._tracker.numbers(step, {"learning_rate": learning_rate, **values})
         now = time.perf_counter()
         a_step = (now - self._started) / max(1, step - self._first)
         epoch = -(-step // self._epoch_steps)
@@ -115,6 +128,8 @@ class Log:
         self._file.write(json.dumps({"step": alarm.step, "alarm": vars(alarm)}) + "\n")
         self._file.flush()
         self.console.print(f"[bold red]alarm[/] {alarm}", soft_wrap=True)
+        if self._tracker is not None:
+            self._tracker.alarm(alarm)
 
 
 def _clock(seconds: float) -> str:

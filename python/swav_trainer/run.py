@@ -11,13 +11,13 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import checkpoint, data, ranks, released, report, settings
+from swav_trainer import checkpoint, data, machine, ranks, released, report, settings, trackers
 from swav_trainer.build import build_model
 from swav_trainer.config import FIELDS, FOLDER_PREFIX, Config
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import evaluate, rounded
-from swav_trainer.log import Log
+from swav_trainer.log import Log, read
 from swav_trainer.table import scores_table
 
 RUNS = Path("runs")
@@ -132,6 +132,7 @@ def _claim(folder: Path) -> bool:
 
 
 def _prepare(config: Config, folder: Path) -> Trainer:
+    trackers.check(config.tracker)
     dataset = data.load(config)
     # before the training: a part too bad to be judged by would waste it
     dataset = dataclasses.replace(dataset, test=dataset.test.readable(config.workers))
@@ -182,8 +183,14 @@ def _train(trainer: Trainer) -> bool:
         return trainer.train(None)
     config, loader = trainer.config, trainer.loader
     steps = trainer.num_steps, loader.steps
-    with Log(trainer.folder, trainer.step, *steps, config.log_every) as log:
+    machine.write(trainer.folder, trainer.device)
+    tracker = trackers.start(config, trainer.folder, trainer.step, _tell)
+    with Log(trainer.folder, trainer.step, *steps, config.log_every, tracker) as log:
         return trainer.train(log)
+
+
+def _tell(line: str) -> None:
+    Console(highlight=False).print(line, markup=False, soft_wrap=True)
 
 
 def _where(trainer: Trainer) -> str:
@@ -201,12 +208,15 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     if bad:
         console.print(bad, markup=False, soft_wrap=True)
     seconds = trainer.seconds + time.perf_counter() - started
-    report.write(folder, config, dataset, trainer.model, features[1], scores, seconds, bad)
+    sight = report.Sight.of(config, dataset, trainer.model, features[1])
+    name, facts = printable(folder.resolve().name), machine.read(folder)
+    view = report.View(name, config, read(folder), scores, seconds, facts, bad, sight)
+    report.write(folder / report.NAME, [view])
     seconds = round(trainer.seconds + time.perf_counter() - started, 1)
     result = {**rounded(scores), "seconds": seconds}
     (folder / EVALUATION).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console.print(scores_table(scores))
     console.print(
-        f"{seconds:.0f} s in all. Report: {printable(folder / 'report.html')}",
+        f"{seconds:.0f} s in all. Report: {printable(folder / report.NAME)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip

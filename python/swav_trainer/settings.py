@@ -27,7 +27,7 @@ def save(config: Config, path: Path) -> None:
 
 def to_text(config: Config) -> str:
     """Every setting as TOML."""
-    return "".join(f"{f.name} = {_to_toml(getattr(config, f.name))}\n" for f in FIELDS)
+    return "".join(f"{f.name} = {to_toml(getattr(config, f.name))}\n" for f in FIELDS)
 
 
 def load(path: Path) -> Config:
@@ -109,12 +109,12 @@ def resolve_data(data: str) -> str:
     return FOLDER_PREFIX + os.path.abspath(os.path.expanduser(data.removeprefix(FOLDER_PREFIX)))
 
 
-def _to_toml(value: str | int | float | bool | tuple[float, ...]) -> str:
+def to_toml(value: str | int | float | bool | tuple[float, ...]) -> str:
     if isinstance(value, str):
         # JSON's escapes are TOML's, DEL aside, which JSON leaves as it is
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_to_toml, value)) + "]"
+        return "[" + ", ".join(map(to_toml, value)) + "]"
     return repr(value)
