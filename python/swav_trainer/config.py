@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from swav_trainer import crops
-from swav_trainer.errors import TrainerError, did_you_mean, printable
+from swav_trainer import crops, sources
+from swav_trainer.errors import TrainerError, did_you_mean
 from swav_trainer.ranges import check_ranges
 
 FOLDER_PREFIX = "folder:"
-IN_MEMORY = ("mnist5k", "digits")
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,9 @@ class Config:
     """The settings of one run, named as on the command line and in `config.toml`."""
 
     data: str
-    """mnist5k, digits, or folder:PATH with one folder of JPEG or PNG files for each class."""
+    """mnist5k, digits, folder:PATH with a folder of JPEG, PNG or WebP files for each class,
+    webdataset:PATTERN of tar shards, hf:PATH, torchvision:CLASS,root=PATH, or
+    synthetic:COUNTxSIZE."""
     holdout: float
     """Share of each class that is held out for the evaluation."""
     seed: int
@@ -162,11 +163,7 @@ class Config:
             object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
         check_ranges(self)
         crops.check_assign(self.assign, self.crop_kinds)
-        if self.data not in IN_MEMORY and not self.data.startswith(FOLDER_PREFIX):
-            raise TrainerError(
-                f"unknown data {printable(self.data)!r}: choose from {', '.join(IN_MEMORY)} or "
-                f"{FOLDER_PREFIX}PATH{did_you_mean(self.data, (*IN_MEMORY, FOLDER_PREFIX))}"
-            )
+        sources.parse(self.data)
 
     @property
     def step_images(self) -> int:

@@ -75,7 +75,7 @@ def train(arguments: Sequence[str]) -> int:
     ranks.join(config.device)
     trainer = _prepare(config, output or RUNS)
     # only now, when the settings have been tried
-    trainer.folder = ranks.tell(lambda: _new_folder(output, config))
+    trainer.folder = ranks.tell(lambda: _new_folder(output, trainer))
     ranks.remember(KEPT, str(trainer.folder))
     return _run(trainer)
 
@@ -105,16 +105,16 @@ def _holds_a_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
 
 
-def _new_folder(output: Path | None, config: Config) -> Path:
+def _new_folder(output: Path | None, trainer: Trainer) -> Path:
     """Make the folder of a run, with its settings."""
-    name = config.data if config.folder is None else printable(config.folder.name)
+    name = trainer.dataset.name
     candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
     folder = output or RUNS
     try:
         if output is None:
             folder = next(path for path in candidates if _claim(path))
         folder.mkdir(parents=True, exist_ok=True)
-        settings.save(config, folder / settings.FILE)
+        settings.save(trainer.config, folder / settings.FILE)
     except OSError as error:
         raise TrainerError(f"cannot write to {printable(folder)}: {error.strerror}") from error
     return folder
