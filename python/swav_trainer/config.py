@@ -32,7 +32,9 @@ class Config:
     dtype: Literal["float32", "float64"]
     """Of the network and the loss."""
     workers: int
-    """Threads that decode and crop files; 0 is one for each core."""
+    """Threads or processes that decode and crop files; 0 is one for each core."""
+    loader: Literal["threads", "processes"]
+    """What the workers are: the crops are the same."""
 
     epochs: int
     """Passes over the training images."""

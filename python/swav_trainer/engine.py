@@ -1,9 +1,9 @@
 """The training loop: crops, loss, optimiser step, telemetry, checkpoints."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,7 +70,7 @@ class Trainer:
     def train(self, log: Log | None) -> bool:
         """Train to the end; False if it was stopped first. Either way the checkpoint is written."""
         started = time.perf_counter() - self.seconds
-        with self.stop.listening():
+        with self.stop.listening(), contextlib.closing(self.loader):
             while self.step < self.num_steps:
                 epoch, first = divmod(self.step, self.loader.steps)
                 self.model.train()
@@ -105,7 +105,7 @@ class Trainer:
         self.end_step(self.assigned(features), rows)
         return loss.detach(), stats
 
-    @contextmanager
+    @contextlib.contextmanager
     def chance(self, part: int = 0) -> Iterator[None]:
         """Seed what the network draws, such as dropout, by the place in the run."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):

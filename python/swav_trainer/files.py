@@ -1,6 +1,7 @@
 """Image files through OpenCV: decoding and random crops."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,15 +29,15 @@ class ImageFiles:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+        self._paths = list(map(os.fspath, paths))  # which take less memory, and less time to pickle
 
     def path(self, row: int) -> Path:
         """The file of an image."""
-        return self.paths[row]
+        return Path(self._paths[row])
 
     def decode(self, row: int) -> Image | None:
         """Read the file of an image; None if it is bad."""
-        return decode(self.paths[row])
+        return decode(self.path(row))
 
 
 def decode(path: Path) -> Image | None:
