@@ -1,6 +1,7 @@
 """Images and labels of any source, split into two parts."""
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +13,15 @@ from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError
 from swav_trainer.images import BadFiles, Images, Source
 
+UNLABELLED = -1  # the label of an image that has none: none of its data set has one then
+
 
 @dataclass(frozen=True)
 class Part:
     """Images with labels: a tensor [N, C, H, W] of values from 0 to 1, or decoded when wanted."""
 
     images: Tensor | Images
-    labels: Tensor  # [N]
+    labels: Tensor  # [N], numbers of classes, or all UNLABELLED
     rows: Tensor | None = None  # places in the whole set of images that have no names
 
     def __len__(self) -> int:
@@ -47,6 +50,11 @@ class Dataset:
     train: Part
     test: Part
     fingerprint: str  # of names and labels: the same as long as the split is
+
+    @property
+    def has_labels(self) -> bool:
+        """False if there are no classes to tell apart."""
+        return len(self.classes) > 1
 
     @property
     def num_channels(self) -> int:
@@ -80,6 +88,16 @@ def load(config: Config) -> Dataset:
     kind, place = sources.parse(config.data)
     module = "packaged" if kind in sources.IN_MEMORY else kind
     return importlib.import_module(f"{sources.__name__}.{module}").load(config, place)
+
+
+def classes_of(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels and classes; where there are not two classes, no image has a label.
+
+    Then the one class is that of UNLABELLED, which counts from the end.
+    """
+    if len(names) > 1:
+        return labels, tuple(names)
+    return torch.full_like(labels, UNLABELLED), ("unlabelled",)
 
 
 def image_parts(source: Source, labels: Tensor, bad: BadFiles, config: Config) -> tuple[Part, Part]:

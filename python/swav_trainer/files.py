@@ -1,13 +1,15 @@
-"""Image files through OpenCV: decoding and random crops."""
+"""Image files, and random crops of their images through OpenCV."""
 
 import math
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from swav_trainer import decoding
 from swav_trainer.config import Config
 from swav_trainer.images import Image
 
@@ -15,10 +17,6 @@ from swav_trainer.images import Image
 SAME, BLACK, LUMA = np.eye(4), np.zeros(4), np.array([0.299, 0.587, 0.114, 0])
 SAME_HSV = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 1, 3))
 HUES = np.arange(180)  # OpenCV's circle
-
-cv2.setNumThreads(0)  # threads are ours, one an image
-# a bad file is reported by name, once, and not by the decoder
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class ImageFiles:
@@ -41,13 +39,14 @@ class ImageFiles:
 
 
 def decode(path: Path) -> Image | None:
-    """Return an image as RGB [H, W, 3] uint8, turned as its EXIF data say; None if it is bad."""
+    """Return the image in a file, RGB [H, W, 3] uint8; None if it is bad."""
     try:
-        data = np.fromfile(path, dtype=np.uint8)  # not imread: any name, and no warning
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error):
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > decoding.MOST_BYTES:
+            return None  # a pipe would wait for ever
+        return decoding.decode(path.read_bytes())
+    except OSError:
         return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def to_channels_first(image: Image, out: np.ndarray) -> None:
