@@ -1,6 +1,5 @@
 """Image files that lie, break off or want all memory: each is read right, or is bad, by itself."""
 
-import io
 import os
 import struct
 import subprocess
@@ -11,25 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from pictures import HEIGHT, LEFT, RIGHT, WIDTH, encoded, picture
 from PIL import Image
 from swav_trainer import decoding, files
-
-HEIGHT, WIDTH = 40, 60
-LEFT, RIGHT = (200, 40, 40), (40, 40, 200)  # halves of the picture, RGB
-
-
-def picture() -> Image.Image:
-    """Red on the left, blue on the right."""
-    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    pixels[:, : WIDTH // 2], pixels[:, WIDTH // 2 :] = LEFT, RIGHT
-    return Image.fromarray(pixels)
-
-
-def encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
-    """The bytes of a file."""
-    file = io.BytesIO()
-    (picture() if image is None else image).save(file, kind, **options)
-    return file.getvalue()
 
 
 def turned(orientation: int) -> bytes:

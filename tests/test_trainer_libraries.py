@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import encoded
 from PIL import Image
 from swav_trainer import cli, data
 from swav_trainer.data import Dataset
@@ -169,3 +170,147 @@ def test_a_run_on_torchvision(root: Path) -> None:
     name = f"torchvision:Coloured,root={root},size=60"
     assert cli.main(["train", "--data", name, "--output", str(run), *RUN]) == 0
     assert (run / "report.html").exists()
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class HfImage:
+    """The library's type of images."""
+
+    decode: bool = True
+    dtype = "PIL.Image.Image"
+
+
+@dataclasses.dataclass
+class HfLabel:
+    """The library's type of labels."""
+
+    names: tuple[str, ...] = ("even", "odd")
+    dtype = "int64"
+
+
+NUMBER = types.SimpleNamespace(dtype="int64")
+
+
+class Rows:
+    """A set of the library: what of it the trainer calls."""
+
+    def __init__(self, columns: dict[str, list], features: dict[str, object]) -> None:
+        self.columns = columns
+        self.features = features
+        self.column_names = list(columns)
+
+    def __len__(self) -> int:
+        return len(self.columns[self.column_names[0]])
+
+    def __getitem__(self, chosen: int | slice) -> dict[str, object]:
+        for name, feature in self.features.items():
+            assert not (isinstance(feature, HfImage) and feature.decode), f"{name} by Pillow"
+        return {name: values[chosen] for name, values in self.columns.items()}
+
+    def select_columns(self, names: list[str]) -> "Rows":
+        return Rows(*({name: x[name] for name in names} for x in (self.columns, self.features)))
+
+    def cast_column(self, name: str, feature: object) -> "Rows":
+        return Rows(self.columns, {**self.features, name: feature})
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library with a set of two splits in `saved`, and one of a single split elsewhere."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "dataset_dict.json").touch()
+    (tmp_path / "one.jpg").write_bytes(encoded("JPEG"))
+
+    def rows(count: int) -> Rows:
+        pictures = [{"bytes": encoded("PNG"), "path": None} for _ in range(count)]
+        pictures[:4] = [
+            {"bytes": None, "path": str(tmp_path / "one.jpg")},
+            {"bytes": None, "path": "/none.jpg"}, {"bytes": b"no image", "path": None}, None,
+        ]  # fmt: skip
+        columns = {
+            "id": list(range(count)), "picture": pictures, "thumb": pictures,
+            "kind": [i % 2 for i in range(count)], "number": [7 * (i % 3) for i in range(count)],
+            "partly": [None, *[1] * (count - 1)],
+        }  # fmt: skip
+        kinds = {"picture": HfImage(), "thumb": HfImage(), "kind": HfLabel()}
+        return Rows(columns, {name: kinds.get(name, NUMBER) for name in columns})
+
+    def load_dataset(name: str, configuration: str | None, download_config: object) -> object:
+        assert download_config.local_files_only
+        if name != "cached" or configuration != "small":
+            raise ConnectionError("Couldn't reach it")
+        return {"all": rows(500)}
+
+    library = types.ModuleType("datasets")
+    library.Image, library.ClassLabel, library.load_dataset = HfImage, HfLabel, load_dataset
+    library.load_from_disk = lambda name: {"train": rows(500), "test": rows(40)}
+    library.DownloadConfig = lambda local_files_only: types.SimpleNamespace(
+        local_files_only=local_files_only
+    )
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    return folder
+
+
+def test_columns_are_found_by_their_type(saved: Path) -> None:
+    dataset = loaded(f"hf:{saved}")
+    assert dataset.name == "saved"
+    assert dataset.classes == ("even", "odd")
+    assert len(dataset.train) + len(dataset.test) == 500
+    for part in (dataset.train, dataset.test):
+        assert torch.equal(part.labels, torch.from_numpy(part.images.rows % 2))
+    source = dataset.train.images.source
+    assert [source.decode(row) is None for row in range(5)] == [False, True, True, True, False]
+    assert source.decode(0).shape == source.decode(4).shape == (40, 60, 3)
+    dataset.train.readable(2), dataset.test.readable(2)
+    assert {path.name for path in dataset.bad_files.paths} == {"1", "2", "3"}
+
+
+def test_options_choose_split_and_columns(saved: Path) -> None:
+    test = loaded(f"hf:{saved},split=test,label=number,image=thumb")
+    assert test.classes == ("0", "7", "14")
+    assert len(test.train) + len(test.test) == 40
+    cached = loaded("hf:cached,name=small,label=number")
+    assert len(cached.train) + len(cached.test) == 500
+    prints = {loaded(f"hf:{saved}{x}").fingerprint for x in ("", ",split=test", ",label=number")}
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (",split=val", "no split 'val': add split= one of train, test"),
+        (",image=photo", "no column 'photo': choose from id, picture"),
+        (",label=picture", "label=picture must be a column of whole numbers"),
+        (",label=partly", "1 of 500 images have no label, such as saved/0"),
+        (",spilt=test", "knows no spilt=; did you mean 'split'"),
+        ("/none", "cannot be opened: Couldn't reach it; it wants a folder on this machine"),
+    ],
+)
+def test_an_hf_set_that_cannot_serve_is_refused(saved: Path, options: str, message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        loaded(f"hf:{saved}{options}")
+
+
+def test_a_set_without_images_or_labels(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sys.modules["datasets"].load_from_disk("")["train"]
+    monkeypatch.setattr(
+        sys.modules["datasets"], "load_from_disk", lambda _: whole.select_columns(["picture"])
+    )
+    assert not loaded(f"hf:{saved}").has_labels
+    with pytest.raises(TrainerError, match="has no splits: leave out split=train"):
+        loaded(f"hf:{saved},split=train")
+    monkeypatch.setattr(
+        sys.modules["datasets"], "load_from_disk", lambda _: whole.select_columns(["id", "kind"])
+    )
+    with pytest.raises(TrainerError, match="no column of images among id, kind"):
+        loaded(f"hf:{saved}")
+
+
+def test_without_the_library_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TrainerError, match="pip install datasets"):
+        loaded("hf:x")

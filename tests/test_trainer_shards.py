@@ -166,7 +166,7 @@ def test_shards_without_labels_have_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ([member("y.png", picture(0))], r"1 of 21 images have no .cls member, .*x.tar/y.png"),
+        ([member("y.png", picture(0))], r"1 of 21 images have no label, .*x.tar/y.png"),
         ([member("y.png", picture(0)), member("y.cls", b"cat")], "y.cls must hold the number.*cat"),
         ([member("y.cls", b"-3")], "must hold the number"),
         ([member("y.cls", b"9" * 50)], "must hold the number"),

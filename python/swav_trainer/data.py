@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swav_trainer import sources
 from swav_trainer.config import Config
-from swav_trainer.errors import TrainerError
+from swav_trainer.errors import TrainerError, printable
 from swav_trainer.images import BadFiles, Images, Source
 
 UNLABELLED = -1  # the label of an image that has none: none of its data set has one then
@@ -90,14 +90,34 @@ def load(config: Config) -> Dataset:
     return importlib.import_module(f"{sources.__name__}.{module}").load(config, place)
 
 
-def classes_of(labels: Tensor, names: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
-    """Return labels and classes; where there are not two classes, no image has a label.
+def classes_of(
+    source: Source, numbers: np.ndarray, names: Sequence[str] | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels [N], counted from 0 without a gap, and the classes' names.
 
-    Then the one class is that of UNLABELLED, which counts from the end.
+    Where there are not two classes no image has a label, and the one class is that of UNLABELLED,
+    which counts from the end.
+
+    Args:
+        source: the images.
+        numbers: of each image's class, [N], or UNLABELLED.
+        names: of the classes by their numbers; without one for each they are called by the number.
+
+    Raises:
+        TrainerError: some images have a label and others none.
     """
-    if len(names) > 1:
-        return labels, tuple(names)
-    return torch.full_like(labels, UNLABELLED), ("unlabelled",)
+    (missing,) = np.nonzero(numbers == UNLABELLED)
+    if 0 < len(missing) < len(numbers):
+        raise TrainerError(
+            f"{len(missing)} of {len(numbers)} images have no label, such as "
+            f"{printable(source.path(int(missing[0])))}: give all of them one, or none"
+        )
+    present, labels = np.unique(numbers, return_inverse=True)
+    if len(present) < 2:
+        return torch.full((len(numbers),), UNLABELLED), ("unlabelled",)
+    if names is None or present[0] < 0 or present[-1] >= len(names):
+        return torch.from_numpy(labels), tuple(map(str, present))
+    return torch.from_numpy(labels), tuple(printable(str(names[number])) for number in present)
 
 
 def image_parts(source: Source, labels: Tensor, bad: BadFiles, config: Config) -> tuple[Part, Part]:

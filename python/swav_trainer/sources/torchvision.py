@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from swav_trainer import decoding, sources
 from swav_trainer.config import Config
@@ -25,15 +24,14 @@ def load(config: Config, place: str) -> Dataset:
     """
     name, values = sources.options(place)
     found = _make(name, {key: _value(text) for key, text in values.items()})
-    numbers = _labels(name, found)
-    present, labels = np.unique(numbers, return_inverse=True)
+    source, numbers = Items(found, name), _labels(name, found)
     names = getattr(found, "classes", None)
-    named = isinstance(names, list | tuple) and present[0] >= 0 and present[-1] < len(names)
-    classes = [printable(str(names[number] if named else number)) for number in present]
-    labelled = classes_of(torch.from_numpy(labels), classes)
-    parts = image_parts(Items(found, name), labelled[0], BadFiles(len(found)), config)
+    labels, classes = classes_of(
+        source, numbers, names if isinstance(names, list | tuple) else None
+    )
+    parts = image_parts(source, labels, BadFiles(len(found)), config)
     fingerprint = hashlib.sha256(place.encode() + numbers.tobytes()).hexdigest()
-    return Dataset(printable(name), labelled[1], *parts, fingerprint)
+    return Dataset(printable(name), classes, *parts, fingerprint)
 
 
 class Items:
@@ -82,8 +80,8 @@ def _make(name: str, keywords: dict[str, Any]) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TrainerError(
             f"torchvision:{name} cannot be made with {keywords}: {reason}; where files are "
-            f"missing, name their root=PATH, or fetch them first by torchvision.datasets.{name}(..., "
-            "download=True)"
+            "missing, name their root=PATH, or fetch them first by "
+            f"torchvision.datasets.{name}(..., download=True)"
         ) from error
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from swav_trainer import shards, tar
 from swav_trainer.config import Config
@@ -62,26 +62,18 @@ class Index:
             with shards.opened(path) as descriptor:
                 self._read(number, path, descriptor)
 
-    def labels(self) -> tuple[torch.Tensor, tuple[str, ...]]:
+    def labels(self) -> tuple[Tensor, tuple[str, ...]]:
         """Return the class of each image, counted from 0, and the classes' names.
 
         Raises:
             TrainerError: there is no image, or only some have a label.
         """
-        found = np.array(self._labels)
-        if not len(found):
+        if not self._labels:
             raise TrainerError(
                 f"no images in {printable(self.source.paths[0])} or a shard behind it: members "
                 f"must end in {', '.join(SUFFIXES)}"
             )
-        (missing,) = np.nonzero(found == UNLABELLED)
-        if 0 < len(missing) < len(found):
-            raise TrainerError(
-                f"{len(missing)} of {len(found)} images have no {LABEL} member, such as "
-                f"{printable(self.source.path(int(missing[0])))}: give all of them one, or none"
-            )
-        numbers, labels = np.unique(found, return_inverse=True)
-        return classes_of(torch.from_numpy(labels), [str(number) for number in numbers])
+        return classes_of(self.source, np.array(self._labels))
 
     def _read(self, number: int, path: str, descriptor: int) -> None:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
