@@ -1,11 +1,13 @@
 """Where images come from: every kind of `--data`, what it gives and what it refuses."""
 
+import csv
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pictures import pictures
 from swav_trainer import cli, data
 from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError
@@ -13,6 +15,9 @@ from swav_trainer.evaluation import _pixels, features_of, knn
 from swav_trainer.settings import load_preset, preset_for, resolve_data
 
 FOLDER = dataclasses.replace(load_preset("folder"), batch_size=4, workers=2, crops="2x32+4x16")
+
+RUN = ["--epochs", "1", "--batch-size", "16", "--num-prototypes", "8", "--crops", "2x16", "--areas",
+       "0.25", "1", "--arch", "small", "--width", "4", "--hidden-dim", "16"]  # fmt: skip
 
 
 def loaded(name: str, **settings: object) -> Dataset:
@@ -52,6 +57,48 @@ def test_places_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }.items():
         assert resolve_data(name) == wanted
         assert preset_for(name) == ("digits" if name == "digits" else "folder")
+
+
+# --- folders without classes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["flat", "one folder", "one folder and beside it", "deep"])
+def test_images_that_are_not_in_class_folders_have_no_labels(tmp_path: Path, place: str) -> None:
+    pictures(tmp_path / "classes")
+    files = sorted((tmp_path / "classes").rglob("*.png"))
+    folder = tmp_path / "set"
+    for i, path in enumerate(files):
+        inside = {"flat": "", "one folder": "a", "deep": f"a/{i % 3}/b"}.get(place, "a" * (i % 2))
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+        path.rename(folder / inside / f"{i}.png")
+    dataset = loaded(f"folder:{folder}")
+    assert not dataset.has_labels
+    assert (len(dataset.train), len(dataset.test)) == (16, 4)
+    assert set(dataset.train.labels.tolist()) == {-1}
+    paths = {*dataset.train.images.paths, *dataset.test.images.paths}
+    assert paths == set(folder.rglob("*.png"))
+
+
+def test_a_run_without_labels_leaves_out_the_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = pictures(tmp_path / "set", each=110), tmp_path / "run"
+    (images / "blue").rename(images / "red" / "blue")
+    (images / "red" / "000.png").write_bytes(b"no image")
+    options = ["--data", f"folder:{images}", "--output", str(run), *RUN]
+    assert cli.main(["train", *options]) == 0
+    said = capsys.readouterr().out
+    assert "set has no labels, or one class" in said
+    assert "s in all. 1 of 220 image files could not be read" in said
+    assert (run / "checkpoint.safetensors").exists()
+    assert not (run / "evaluation.json").exists()
+    assert cli.main(["embed", str(run), str(tmp_path / "a.npz")]) == 0
+    archive = np.load(tmp_path / "a.npz")
+    assert archive["features"].shape == (219, 16)
+    assert set(archive["labels"]) == {-1}
+    assert cli.main(["assign", str(run), str(tmp_path / "a.csv")]) == 0
+    with (tmp_path / "a.csv").open() as table:
+        assert {row["class"] for row in csv.DictReader(table)} == {"unlabelled"}
 
 
 # --- synthetic ------------------------------------------------------------------------------------
@@ -96,8 +143,5 @@ def test_synthetic_sizes_that_make_no_set_are_refused(place: str) -> None:
 
 def test_a_run_on_synthetic_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--data", "synthetic:80x16x4", "--epochs", "1", "--batch-size", "16"]
-    options += ["--num-prototypes", "8", "--crops", "2x16", "--areas", "0.25", "1"]
-    options += ["--arch", "small", "--width", "4", "--hidden-dim", "16", "--workers", "1"]
-    assert cli.main(["train", *options]) == 0
+    assert cli.main(["train", "--data", "synthetic:80x16x4", *RUN]) == 0
     assert (tmp_path / "runs" / "synthetic-80x16x4" / "report.html").exists()

@@ -18,9 +18,9 @@ class Config:
     """The settings of one run, named as on the command line and in `config.toml`."""
 
     data: str
-    """mnist5k, digits, folder:PATH with a folder of JPEG, PNG or WebP files for each class,
-    webdataset:PATTERN of tar shards, hf:PATH, torchvision:CLASS,root=PATH, or
-    synthetic:COUNTxSIZE."""
+    """mnist5k, digits, folder:PATH with a folder of JPEG, PNG or WebP files for each class
+    or files without classes, webdataset:PATTERN of tar shards, hf:PATH,
+    torchvision:CLASS,root=PATH, or synthetic:COUNTxSIZE."""
     holdout: float
     """Share of each class that is held out for the evaluation."""
     seed: int

@@ -147,6 +147,12 @@ def _run(trainer: Trainer, problem: str = "") -> int:
         f"{trainer.num_steps} steps on {_where(trainer)}; run {printable(folder)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+    if not dataset.has_labels:
+        console.print(
+            f"{dataset.name} has no labels, or one class: it is learned from, but there will be no "
+            "evaluation and no report.",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     is_main = ranks.is_main()
     try:
         finished = _train(trainer)
@@ -192,6 +198,10 @@ def _where(trainer: Trainer) -> str:
 def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     started = time.perf_counter()
     config, dataset = trainer.config, trainer.dataset
+    if not dataset.has_labels:
+        note = f"{trainer.seconds:.0f} s in all. {dataset.note_on_bad_files()}"
+        console.print(note.rstrip(), markup=False, soft_wrap=True)
+        return
     dataset = dataclasses.replace(dataset, train=dataset.train.readable(config.workers))
     untrained = build_model(config, dataset.num_channels, trainer.device)
     scores, features = evaluate(config, dataset, trainer.model, untrained)

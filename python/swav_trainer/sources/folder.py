@@ -1,15 +1,14 @@
-"""`folder:PATH`: a folder of image files for each class."""
+"""`folder:PATH`: image files, in a folder for each class or without classes."""
 
 import hashlib
 import os
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from swav_trainer.config import Config
-from swav_trainer.data import Dataset, image_parts
+from swav_trainer.data import UNLABELLED, Dataset, classes_of, image_parts
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.files import ImageFiles
 from swav_trainer.images import SUFFIXES, BadFiles
@@ -18,15 +17,20 @@ from swav_trainer.images import SUFFIXES, BadFiles
 def load(config: Config, place: str) -> Dataset:
     """Find the files and split them."""
     folder = Path(place)
-    paths, labels, classes = _scan(folder)
-    parts = image_parts(ImageFiles(paths), labels, BadFiles(len(paths)), config)
-    names = b"\0".join(os.fsencode(path.relative_to(folder)) for path in paths)
-    fingerprint = hashlib.sha256(names).hexdigest()
+    paths, numbers, names = _scan(folder)
+    source = ImageFiles(paths)
+    labels, classes = classes_of(source, numbers, names)
+    parts = image_parts(source, labels, BadFiles(len(paths)), config)
+    relative = b"\0".join(os.fsencode(path.relative_to(folder)) for path in paths)
+    fingerprint = hashlib.sha256(relative).hexdigest()
     return Dataset(printable(folder.name), classes, *parts, fingerprint)
 
 
-def _scan(folder: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
-    """Return the files of all class folders, their labels and the folders' names."""
+def _scan(folder: Path) -> tuple[list[Path], np.ndarray, list[str]]:
+    """Return the files of all class folders, their numbers and the folders' names.
+
+    Where fewer than two folders hold images, these are no classes: all images below are taken.
+    """
     shown = printable(folder)
     if not folder.is_dir():
         raise TrainerError(f"no folder {shown}: --data folder:PATH wants one folder for each class")
@@ -38,18 +42,16 @@ def _scan(folder: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
         if files:
             paths += files
             labels += [len(classes)] * len(files)
-            classes.append(printable(class_folder.name))
+            classes.append(class_folder.name)
+    if len(classes) < 2:
+        paths = sorted(_images(folder))
+        labels = [UNLABELLED] * len(paths)
     if not paths:
         raise TrainerError(
-            f"no images in {shown}: it wants a folder for each class that holds "
-            f"{', '.join(SUFFIXES)} files"
+            f"no images in {shown}: it wants {', '.join(SUFFIXES)} files, in a folder for each "
+            "class if there are classes"
         )
-    if len(classes) == 1:
-        raise TrainerError(
-            f"all images of {shown} are in one folder, {classes[0]}: the evaluation wants a folder "
-            "for each class, and two at least"
-        )
-    return paths, torch.tensor(labels), tuple(classes)
+    return paths, np.array(labels), classes
 
 
 def _folders(folder: Path) -> list[Path]:
