@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from swav_trainer.config import Config
 from swav_trainer.data import Part
+from swav_trainer.images import BadFiles, Images
 from swav_trainer.loader import Loader
 from swav_trainer.settings import load_preset
 from torch import Tensor
@@ -78,9 +79,10 @@ def write_jpeg(path: Path) -> None:
 
 def trainer_pipeline(path: Path) -> Callable[[], object]:
     """The trainer's own loader."""
-    from swav_trainer.files import BadFiles, ImageFiles
+    from swav_trainer.files import ImageFiles
 
-    images = ImageFiles([path] * NUM_IMAGES, BadFiles(NUM_IMAGES))
+    source = ImageFiles([path] * NUM_IMAGES)
+    images = Images(source, np.arange(NUM_IMAGES), BadFiles(NUM_IMAGES))
     loader = Loader(Part(images, torch.zeros(NUM_IMAGES, dtype=torch.int64)), recipe())
     return lambda: list(loader.batches(0))
 

@@ -1,6 +1,7 @@
 """The suite's whole-step and multi-crop programs, and its timing on a GPU played on a CPU."""
 
 import dataclasses
+import re
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from swav_trainer.settings import load_preset
 
-from benchmarks import cases, contenders, measure, multicrop, one_case, step
+from benchmarks import cases, contenders, loading, measure, multicrop, one_case, step
 from benchmarks.case import Shape
 
 CPU = torch.device("cpu")
@@ -76,6 +77,19 @@ def test_both_crop_pipelines_give_the_same_kinds(
         assert 0 <= other.min() < other.max() <= 1
         assert abs(mine.mean() - other.mean()) < 0.05  # most of the same picture
     assert [tuple(x.shape) for x in ours] == [(4, 3, 224, 224), (12, 3, 96, 96)]
+
+
+def test_loaders_are_compared_in_turns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading, "NUM_IMAGES", 8)
+    monkeypatch.setattr(loading, "BATCH", 4)
+    monkeypatch.setattr(loading, "TURNS", 1)
+    assert loading.main(["--workers", "1"]) == 0
+    pattern = r"1 workers +[\d.]+ images/s, [\d.]+ cores busy, [\d.]+ images/s of a core"
+    threads, processes = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(f"threads +{pattern}", threads)
+    assert re.fullmatch(f"processes +{pattern}", processes)
 
 
 class Event:

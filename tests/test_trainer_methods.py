@@ -270,6 +270,18 @@ def test_the_queue_may_start_by_epoch(tmp_path: Path) -> None:
     assert trainer.objective.queue.rows().shape[1] == 128
 
 
+def test_neighbours_are_asked_while_a_run_trains(tmp_path: Path) -> None:
+    """Every second epoch; the run is what it would be without."""
+    settings = dataclasses.replace(SMALL, epochs=3, log_every=5)
+    plain = trained(settings, tmp_path)
+    asked = trained(dataclasses.replace(settings, knn_every=2), tmp_path)
+    found = [line for line in read(tmp_path) if "knn20" in line]
+    assert [(line["step"], line["epoch"]) for line in found] == [(2 * asked.loader.steps, 2)]
+    assert 20 < found[0]["knn20"] <= 100
+    for x, y in zip(plain.model.parameters(), asked.model.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
 DEEPCLUSTER = dataclasses.replace(SMALL, method="deepcluster", heads=3, epochs=4, num_prototypes=30)
 
 

@@ -102,7 +102,7 @@ def test_mistakes_on_the_command_line(
     assert "give no other option" in error_of(
         ["train", "--resume", str(tmp_path), "--epochs", "3"], capsys
     )
-    assert "folder: needs a path" in error_of(["train", "--data", "folder:"], capsys)
+    assert "folder: needs PATH" in error_of(["train", "--data", "folder:"], capsys)
     assert "3 channels" in error_of(
         ["train", "--preset", "digits", "--arch", "resnet18", "--output", str(tmp_path / "a")],
         capsys,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -75,22 +74,13 @@ def test_the_queue_tells_its_age_and_its_fit() -> None:
     assert telemetry.queue_fit(queue, features, prototypes) == pytest.approx(1.0)
 
 
-def test_the_clock_tells_waiting_from_working() -> None:
-    def slow():
-        for i in range(4):
-            time.sleep(0.03)
-            yield i
-
+def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((10.0, 14.0, 18.0, 20.0))
+    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: next(now))
     clock = telemetry.Clock()
-    clock.share()
-    taken = []
-    for i in clock.waiting(slow()):
-        taken.append(i)
-        time.sleep(0.01)
-    assert taken == [0, 1, 2, 3]
-    assert 0.6 < clock.share() < 0.9  # 12 of 16, on a machine that may be busy
-    time.sleep(0.01)
-    assert clock.share() == 0.0
+    assert clock.share(waited=3.0) == 0.75
+    assert clock.share(waited=3.0) == 0.0
+    assert clock.share(waited=4.0) == 0.5
 
 
 def train(settings: config.Config, folder: Path) -> Trainer:

@@ -11,6 +11,7 @@ from pictures import pictures
 from safetensors.torch import load_file
 from swav_trainer import checkpoint, cli, data
 from swav_trainer.settings import load
+from swav_trainer.sources import packaged
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_embed_writes_features_with_their_labels(
     assert archive["held_out"].sum() == len(dataset.test)
     places = archive["names"].astype(int)
     assert sorted(places) == list(range(1797))
-    assert (data._digits()[1][places].numpy() == archive["labels"]).all()
+    assert (packaged.digits()[1][places].numpy() == archive["labels"]).all()
     assert cli.main(["embed", str(folder_run), str(tmp_path / "b.npz")]) == 0
     archive = np.load(tmp_path / "b.npz")
     assert archive["features"].shape == (219, 512)  # without the one that is no image

@@ -69,7 +69,7 @@ def _learn(trainer: "Trainer", epoch: int, step: int, potentials: list[Tensor] |
 def parts_of(trainer: "Trainer", epoch: int, step: int) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Crops and images of a step, part by part, each with the seed of its dropout."""
     loader = trainer.loader
-    crops_of_parts = trainer.probe.clock.waiting(loader.micro_batches(epoch, step))
+    crops_of_parts = loader.micro_batches(epoch, step)
     parts = zip(crops_of_parts, loader.parts(epoch, step), strict=True)
     for number, (crops, rows) in enumerate(parts):
         with trainer.chance(number):

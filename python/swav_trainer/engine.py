@@ -1,9 +1,9 @@
 """The training loop: crops, loss, optimiser step, telemetry, checkpoints."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from swav_trainer.deepcluster import DeepCluster
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
+from swav_trainer.protocols.online import online_knn
 from swav_trainer.signals import Stop
 from swav_trainer.swav import SwAV
 from swav_trainer.telemetry import Probe
@@ -70,7 +71,7 @@ class Trainer:
         for alarm in self.watch.begin():
             if log is not None:
                 log.alarm(alarm)
-        with self.stop.listening():
+        with self.stop.listening(), contextlib.closing(self.loader):
             while self.step < self.num_steps:
                 epoch, first = divmod(self.step, self.loader.steps)
                 self.model.train()
@@ -81,6 +82,10 @@ class Trainer:
                     if ranks.agree(self.stop.is_asked, self.device):
                         self.save()
                         return False
+                if self.config.knn_every and (epoch + 1) % self.config.knn_every == 0:
+                    accuracy = online_knn(self.config, self.dataset, self.model.backbone)
+                    if log is not None:
+                        log.neighbours(self.step, accuracy)
                 if (epoch + 1) % self.config.checkpoint_every == 0 or self.step == self.num_steps:
                     self.save()
         return True
@@ -93,8 +98,7 @@ class Trainer:
             for step in range(first, self.loader.steps):
                 yield accumulation.train_step(self, epoch, step)
             return
-        batches = self.probe.clock.waiting(self.loader.batches(epoch, first))
-        for step, crops in enumerate(batches, first):
+        for step, crops in enumerate(self.loader.batches(epoch, first), first):
             yield self._train_step(crops, self.loader.rows(epoch, step))
 
     def _train_step(self, crops: list[Tensor], rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,7 +110,7 @@ class Trainer:
         self.end_step(self.assigned(features), rows)
         return loss.detach(), stats
 
-    @contextmanager
+    @contextlib.contextmanager
     def chance(self, part: int = 0) -> Iterator[None]:
         """Seed what the network draws, such as dropout, by the place in the run."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -145,7 +149,9 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         prototypes, queue = self.model.prototypes.weight, self.objective.queue
-        self.told = self.probe.see(self.step + 1, assign_features, prototypes, queue)
+        self.told = self.probe.see(
+            self.step + 1, assign_features, prototypes, queue, self.loader.waited
+        )
         self.objective.end_step(self.step, assign_features, rows)
 
     def release(self) -> None:

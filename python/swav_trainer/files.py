@@ -1,112 +1,52 @@
-"""Image files through OpenCV: decoding, random crops, and what to do with a bad file."""
+"""Image files, and random crops of their images through OpenCV."""
 
 import math
-import threading
+import os
+import stat
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from swav_trainer import decoding
 from swav_trainer.config import Config
-from swav_trainer.errors import TrainerError, printable
+from swav_trainer.images import Image
 
 # of (R, G, B, 1)
 SAME, BLACK, LUMA = np.eye(4), np.zeros(4), np.array([0.299, 0.587, 0.114, 0])
 SAME_HSV = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 1, 3))
 HUES = np.arange(180)  # OpenCV's circle
-MOST_BAD = 0.01  # share of the files that may be unreadable
-
-cv2.setNumThreads(0)  # threads are ours, one an image
-# a bad file is reported by name, once, and not by the decoder
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-Image = np.ndarray
-
-
-class BadFiles:
-    """The files of a data set that cannot be read: counted, named, and refused if too many.
-
-    Args:
-        num_files: of the whole data set.
-    """
-
-    def __init__(self, num_files: int) -> None:
-        self.num_files = num_files
-        self.paths: set[Path] = set()
-        self._lock = threading.Lock()
-
-    def add(self, path: Path) -> None:
-        """Count a file.
-
-        Raises:
-            TrainerError: more than one file in a hundred is bad.
-        """
-        with self._lock:
-            self.paths.add(path)
-            if len(self.paths) > MOST_BAD * self.num_files:
-                raise TrainerError(
-                    f"{len(self.paths)} of {self.num_files} image files cannot be read, more than "
-                    f"{MOST_BAD:.0%}: {self.names()}; mend or remove them"
-                )
-
-    def names(self, most: int = 5) -> str:
-        """Name the bad files, a few of them if they are many."""
-        names = [printable(path) for path in sorted(self.paths)]
-        return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 class ImageFiles:
-    """Files of one part of a data set, decoded when they are asked for.
+    """Files as the images of a data set.
 
     Args:
-        paths: the files.
-        bad: takes in those that cannot be read.
+        paths: one for each image.
     """
 
-    def __init__(self, paths: Sequence[Path], bad: BadFiles) -> None:
-        self.paths = paths
-        self.bad = bad
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(map(os.fspath, paths))  # which take less memory, and less time to pickle
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def path(self, row: int) -> Path:
+        """The file of an image."""
+        return Path(self._paths[row])
 
-    def read(self, index: int) -> Image:
-        """Return file `index`, or the next one that can be read, as RGB [H, W, 3] uint8.
-
-        Raises:
-            TrainerError: too many files are bad.
-        """
-        for offset in range(len(self.paths)):
-            path = self.paths[(index + offset) % len(self.paths)]
-            image = decode(path)
-            if image is not None:
-                return image
-            self.bad.add(path)
-        raise TrainerError(f"none of the {len(self.paths)} image files can be read")
-
-    def readable(self, workers: int) -> list[int]:
-        """Decode every file; the rows that can be read, in order."""
-
-        def is_good(path: Path) -> bool:
-            if decode(path) is not None:
-                return True
-            self.bad.add(path)
-            return False
-
-        with ThreadPoolExecutor(workers or None) as pool:
-            return [row for row, good in enumerate(pool.map(is_good, self.paths)) if good]
+    def decode(self, row: int) -> Image | None:
+        """Read the file of an image; None if it is bad."""
+        return decode(self.path(row))
 
 
 def decode(path: Path) -> Image | None:
-    """Return an image as RGB [H, W, 3] uint8, turned as its EXIF data say; None if it is bad."""
+    """Return the image in a file, RGB [H, W, 3] uint8; None if it is bad."""
     try:
-        data = np.fromfile(path, dtype=np.uint8)  # not imread: any name, and no warning
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error):
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > decoding.MOST_BYTES:
+            return None  # a pipe would wait for ever
+        return decoding.decode(path.read_bytes())
+    except OSError:
         return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def to_channels_first(image: Image, out: np.ndarray) -> None:

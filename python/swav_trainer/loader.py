@@ -1,8 +1,11 @@
-"""Batches of crops, the same for the same seed whatever the threads do."""
+"""Batches of crops, the same for the same seed whatever threads or processes do."""
 
+import os
+import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +17,19 @@ from swav_trainer.config import Config
 from swav_trainer.crops import Area
 from swav_trainer.data import Part
 
+if TYPE_CHECKING:  # OpenCV, for files only
+    from swav_trainer.processes import Processes
+    from swav_trainer.threads import Threads
+
 AHEAD = 2  # batches of files that are decoded before they are asked for
+
+
+def num_workers(config: Config) -> int:
+    """How many threads or processes load files: one for each core, which processes here share."""
+    if config.workers:
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Loader:
@@ -34,9 +49,27 @@ class Loader:
         self.share = ranks.share(config.step_images, "--effective-batch")
         self.first = ranks.index() * self.share
         self.files = None if isinstance(part.images, Tensor) else part.images
+        self.waited = 0.0  # seconds in which those who asked for batches had none
+        self._workers: Threads | Processes | None = None
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """Yield this process's crops of each step, [count B, C, H, W] for each kind."""
+        return self._timed(self._batches(epoch, first_step))
+
+    def micro_batches(self, epoch: int, step: int) -> Iterator[list[Tensor]]:
+        """Yield the same crops of one step in even parts, of `batch` images at most."""
+        return self._timed(self._micro_batches(epoch, step))
+
+    def _timed(self, batches: Iterator[list[Tensor]]) -> Iterator[list[Tensor]]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[list[Tensor]]:
         rows = [self.rows(epoch, step) for step in range(first_step, self.steps)]
         if self.files is None:
             for step, chosen in enumerate(rows, first_step):
@@ -44,8 +77,7 @@ class Loader:
         else:
             yield from self._crop_files(epoch, rows)
 
-    def micro_batches(self, epoch: int, step: int) -> Iterator[list[Tensor]]:
-        """Yield the same crops of one step in even parts, of `batch` images at most."""
+    def _micro_batches(self, epoch: int, step: int) -> Iterator[list[Tensor]]:
         parts = self.parts(epoch, step)
         if self.files is None:
             first = self.first
@@ -78,36 +110,32 @@ class Loader:
         ]
 
     def _crop_files(self, epoch: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
-        with ThreadPoolExecutor(self.config.workers or None) as pool:
-            waiting: deque[tuple[list[Future[None]], list[np.ndarray]]] = deque()
-            for rows in [*batches, *[None] * AHEAD]:
-                if rows is not None:
-                    crops = [
-                        np.empty((x.count, len(rows), 3, x.size, x.size), np.float32)
-                        for x in self.config.crop_kinds
-                    ]
-                    futures = [
-                        pool.submit(self._crop_file, epoch, int(row), [x[:, i] for x in crops])
-                        for i, row in enumerate(rows)
-                    ]
-                    waiting.append((futures, crops))
-                if waiting and (rows is None or len(waiting) > AHEAD):
-                    futures, crops = waiting.popleft()
-                    for future in futures:
-                        future.result()
-                    yield [torch.from_numpy(x).flatten(0, 1) for x in crops]
+        jobs: deque[Any] = deque()
+        for rows in batches:
+            jobs.append(self._crew().start(epoch, rows.numpy()))
+            if len(jobs) > AHEAD:
+                yield self._finish(jobs.popleft())
+        while jobs:
+            yield self._finish(jobs.popleft())
 
-    def _crop_file(self, epoch: int, row: int, out: list[np.ndarray]) -> None:
-        """Write one file's crops of each kind, [count, 3, size, size]."""
-        from swav_trainer import files
+    def _finish(self, job: Any) -> list[Tensor]:
+        return [torch.from_numpy(crops).flatten(0, 1) for crops in self._crew().finish(job)]
 
-        assert self.files is not None
-        image = self.files.read(row)
-        for i, kind in enumerate(self.config.crop_kinds):
-            for crop in range(kind.count):
-                rng = np.random.default_rng((self.config.seed, epoch, row, i, crop))
-                cropped = files.random_crop(image, kind.size, kind.area, self.config, rng)
-                files.to_channels_first(cropped, out[i][crop])
+    def _crew(self) -> "Threads | Processes":
+        """Those who decode and crop, from the first batch on."""
+        if self._workers is None:
+            from swav_trainer import processes, threads
+
+            crew = threads.Threads if self.config.loader == "threads" else processes.Processes
+            assert self.files is not None
+            self._workers = crew(self.files, self.config, num_workers(self.config))
+        return self._workers
+
+    def close(self) -> None:
+        """End the threads or processes; a further batch would begin with new ones."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def whole(self, rows: range, size: int) -> Tensor:
         """Whole images of these rows, [n, C, H, W]; files as their central square."""
@@ -121,6 +149,6 @@ class Loader:
             image = files.central(self.files.read(row), size)
             files.to_channels_first(image, images[row - rows.start])
 
-        with ThreadPoolExecutor(self.config.workers or None) as pool:
+        with ThreadPoolExecutor(num_workers(self.config)) as pool:
             list(pool.map(write, rows))
         return torch.from_numpy(images)

@@ -123,6 +123,15 @@ class Log:
             self._shown = now
             self.console.print(f"{description}  {note}", soft_wrap=True)
 
+    def neighbours(self, step: int, accuracy: float) -> None:
+        """Take in the nearest-neighbour figure at the end of an epoch, in per cent."""
+        epoch = step // self._epoch_steps
+        self._file.write(json.dumps({"step": step, "epoch": epoch, "knn20": accuracy}) + "\n")
+        self._file.flush()
+        self.console.print(f"epoch {epoch}  20 neighbours {accuracy:.1f} %", soft_wrap=True)
+        if self._tracker is not None:
+            self._tracker.numbers(step, {"knn20": accuracy})
+
     def alarm(self, alarm: Alarm) -> None:
         """Show an alarm and write it down."""
         self._file.write(json.dumps({"step": alarm.step, "alarm": vars(alarm)}) + "\n")

@@ -13,7 +13,7 @@ _SHARE = ("holdout", "warmup", "warmup_rate", "final_learning_rate", "queue_star
 _POSITIVE = ("learning_rate", "trust", "epsilon", "temperature")
 _NOT_NEGATIVE = ("seed", "workers", "weight_decay", "clip_gradient", "freeze_steps",
                  "queue_length", "rotation", "rate_images", "queue_epoch", "hidden_dim",
-                 "batch_norm_group")  # fmt: skip
+                 "batch_norm_group", "knn_every")  # fmt: skip
 _LEAST = {
     "epochs": 1, "batch_size": 2, "iterations": 1, "num_prototypes": 2, "width": 1,
     "heads": 1, "feature_dim": 1, "log_every": 1,

@@ -75,7 +75,7 @@ def train(arguments: Sequence[str]) -> int:
     ranks.join(config.device)
     trainer = _prepare(config, output or RUNS)
     # only now, when the settings have been tried
-    trainer.folder = ranks.tell(lambda: _new_folder(output, config))
+    trainer.folder = ranks.tell(lambda: _new_folder(output, trainer))
     ranks.remember(KEPT, str(trainer.folder))
     return _run(trainer)
 
@@ -107,16 +107,16 @@ def _holds_a_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
 
 
-def _new_folder(output: Path | None, config: Config) -> Path:
+def _new_folder(output: Path | None, trainer: Trainer) -> Path:
     """Make the folder of a run, with its settings."""
-    name = config.data if config.folder is None else printable(config.folder.name)
+    name = trainer.dataset.name
     candidates = (RUNS / (name if i == 1 else f"{name}-{i}") for i in range(1, 10**6))
     folder = output or RUNS
     try:
         if output is None:
             folder = next(path for path in candidates if _claim(path))
         folder.mkdir(parents=True, exist_ok=True)
-        settings.save(config, folder / settings.FILE)
+        settings.save(trainer.config, folder / settings.FILE)
     except OSError as error:
         raise TrainerError(f"cannot write to {printable(folder)}: {error.strerror}") from error
     return folder
@@ -150,6 +150,12 @@ def _run(trainer: Trainer, problem: str = "") -> int:
         f"{trainer.num_steps} steps on {_where(trainer)}; run {printable(folder)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+    if not dataset.has_labels:
+        console.print(
+            f"{dataset.name} has no labels, or one class: it is learned from, but there will be no "
+            "evaluation and no report.",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     is_main = ranks.is_main()
     try:
         finished = _train(trainer)
@@ -201,6 +207,10 @@ def _where(trainer: Trainer) -> str:
 def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     started = time.perf_counter()
     config, dataset = trainer.config, trainer.dataset
+    if not dataset.has_labels:
+        note = f"{trainer.seconds:.0f} s in all. {dataset.note_on_bad_files()}"
+        console.print(note.rstrip(), markup=False, soft_wrap=True)
+        return
     dataset = dataclasses.replace(dataset, train=dataset.train.readable(config.workers))
     untrained = build_model(config, dataset.num_channels, trainer.device)
     scores, features = evaluate(config, dataset, trainer.model, untrained)

@@ -1,5 +1,7 @@
 """All chance of a run, from its seed and a position in it: nothing to save, nothing to restore."""
 
+import functools
+
 import numpy as np
 import torch
 
@@ -15,6 +17,10 @@ def torch_generator(*position: int) -> torch.Generator:
     return torch.Generator().manual_seed(number(*position))
 
 
+@functools.lru_cache(maxsize=1)
 def order(seed: int, epoch: int, count: int) -> torch.Tensor:
-    """Return the order of the training images in an epoch."""
+    """Return the order of the training images in an epoch, which no caller may change.
+
+    Every step asks for it, and a million numbers take some 40 ms to shuffle.
+    """
     return torch.randperm(count, generator=torch_generator(seed, epoch))

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from swav_trainer.config import FIELDS, FOLDER_PREFIX, IN_MEMORY, Config
+from swav_trainer import sources
+from swav_trainer.config import FIELDS, Config
 from swav_trainer.errors import TrainerError, did_you_mean, printable
 
 if sys.version_info >= (3, 11):
@@ -94,19 +95,40 @@ def preset_names() -> list[str]:
 
 
 def preset_for(data: str | None) -> str:
-    """Return the preset that fits the data: an image folder never gets the net for digits."""
+    """Return the preset that fits the data: images in colour never get the net for digits."""
     if data is None:
         return DEFAULT_PRESET
-    return data if data in IN_MEMORY else "folder" if data.startswith(FOLDER_PREFIX) else "mnist5k"
+    if data in sources.IN_MEMORY:
+        return data
+    return "folder" if data.partition(":")[0] in sources.FORMS else DEFAULT_PRESET
 
 
 def resolve_data(data: str) -> str:
-    """Return the data with an absolute path, so that a resumed run finds it from anywhere."""
-    if not data.startswith(FOLDER_PREFIX):
+    """Return the data with absolute paths, so that a resumed run finds them from anywhere.
+
+    Raises:
+        TrainerError: they are of no known kind, or their place is missing.
+    """
+    kind, place = sources.parse(data)
+    if kind in sources.IN_MEMORY:
         return data
-    if data == FOLDER_PREFIX:
-        raise TrainerError(f"{FOLDER_PREFIX} needs a path: --data {FOLDER_PREFIX}PATH")
-    return FOLDER_PREFIX + os.path.abspath(os.path.expanduser(data.removeprefix(FOLDER_PREFIX)))
+    if not place:
+        form = f"{kind}:{sources.FORMS[kind]}"
+        raise TrainerError(f"{kind}: needs {sources.FORMS[kind]} behind it: --data {form}")
+    if kind in ("folder", "webdataset"):
+        place = _absolute(place)
+    elif kind in ("hf", "torchvision"):
+        name, values = sources.options(place)
+        if kind == "hf" and os.path.exists(os.path.expanduser(name)):
+            name = _absolute(name)
+        if "root" in values:
+            values["root"] = _absolute(values["root"])
+        place = ",".join((name, *(f"{key}={value}" for key, value in values.items())))
+    return f"{kind}:{place}"
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def to_toml(value: str | int | float | bool | tuple[float, ...]) -> str:

@@ -6,8 +6,6 @@ same steps.
 
 import math
 import time
-from collections.abc import Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +14,6 @@ import swav_kernels as sk
 from swav_trainer import ranks
 from swav_trainer.config import Config
 
-T = TypeVar("T")
 EQUAL = 0.95  # cosine from which two prototypes are one
 IDLE = 10  # samples a prototype: under even use the chance to get none of them is e^-10
 CHUNK = 1024  # prototypes that are compared at a time
@@ -109,21 +106,11 @@ class Clock:
         self._waited = 0.0
         self._since = time.perf_counter()
 
-    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """Pass the batches on, and time how long each took to come."""
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
-
-    def share(self) -> float:
-        """Return the share since it was asked last."""
+    def share(self, waited: float) -> float:
+        """Return the share since it was asked last; `waited` are the seconds in all."""
         now = time.perf_counter()
-        share = self._waited / max(now - self._since, 1e-9)
-        self._waited, self._since = 0.0, now
+        share = (waited - self._waited) / max(now - self._since, 1e-9)
+        self._waited, self._since = waited, now
         return min(share, 1.0)
 
 
@@ -136,12 +123,17 @@ class Probe:
     """
 
     def __init__(self, config: Config, num_steps: int) -> None:
-        self.clock = Clock()
+        self._clock = Clock()
         self.fill = Fill(config.num_prototypes)
         self._every, self._num_steps = config.log_every, num_steps
 
     def see(
-        self, step: int, features: Tensor, prototypes: Tensor, queue: sk.FeatureQueue | None
+        self,
+        step: int,
+        features: Tensor,
+        prototypes: Tensor,
+        queue: sk.FeatureQueue | None,
+        waited: float,
     ) -> dict[str, float]:
         """What is to be written down of step `step`; nothing if none is.
 
@@ -150,6 +142,7 @@ class Probe:
             features: [A, B, D] of this process.
             prototypes: [K, D]; of several sets the first.
             queue: before it takes in the features.
+            waited: seconds in which the training had no crops, in all.
         """
         if step % self._every and step != self._num_steps:
             return {}
@@ -158,7 +151,7 @@ class Probe:
             "feature_rank": feature_rank(features),
             "dead_prototypes": self.fill.see(features, prototypes),
             "duplicate_prototypes": duplicate_prototypes(prototypes),
-            "data_share": self.clock.share(),
+            "data_share": self._clock.share(waited),
         }
         if queue is not None:
             values["queue_age"] = queue_age(queue, features.shape[1])

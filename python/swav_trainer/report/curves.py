@@ -29,6 +29,7 @@ PANELS = (
     Panel("usage_entropy", "usage of prototypes", mark="below: collapse"),
     Panel("code_entropy", "code entropy"),
     Panel("view_agreement", "view agreement"),
+    Panel("knn20", "20 neighbours, per cent right", False),
     Panel("feature_rank", "feature rank", False),
     Panel("dead_prototypes", "dead prototypes"),
     Panel("duplicate_prototypes", "duplicate prototypes"),
@@ -51,7 +52,7 @@ def panels(views: Sequence[View]) -> str:
 
 def _line(view: View, key: str) -> Line:
     """Epochs and values, a mean for each stretch of steps where they are many."""
-    known = [(step["epoch"], step[key]) for step in view.steps if step.get(key) is not None]
+    known = [(step["epoch"], step[key]) for step in view.lines if step.get(key) is not None]
     each = max(1, math.ceil(len(known) / MOST_POINTS))
     stretches = (known[i : i + each] for i in range(0, len(known), each))
     return [

@@ -50,7 +50,7 @@ class View:
     @property
     def steps(self) -> list[dict[str, Any]]:
         """The lines that tell of a step."""
-        return [line for line in self.lines if "alarm" not in line]
+        return [line for line in self.lines if "loss" in line]
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
