@@ -46,7 +46,7 @@ def work(jobs: Connection, images: Images, config: Config) -> None:
             job: Job = jobs.recv()
             descriptor = reduction.recv_handle(jobs)
             try:
-                error = _do(job, mmap.mmap(descriptor, 0), images, config)
+                error = _do(job, descriptor, images, config)
             finally:
                 os.close(descriptor)
             found = images.bad.paths - known
@@ -56,10 +56,10 @@ def work(jobs: Connection, images: Images, config: Config) -> None:
         return
 
 
-def _do(job: Job, memory: mmap.mmap, images: Images, config: Config) -> Exception | None:
+def _do(job: Job, descriptor: int, images: Images, config: Config) -> Exception | None:
     """Crop the images; a mistake is handed over, and not raised here."""
-    crops = cropping.arrays(config, job.size, memory)
     try:
+        crops = cropping.arrays(config, job.size, mmap.mmap(descriptor, 0))
         for i, index in enumerate(job.rows.tolist()):
             place = job.first + i * job.step
             cropping.crop_image(images, config, job.epoch, index, crops, place)

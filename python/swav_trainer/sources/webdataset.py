@@ -42,7 +42,7 @@ def load(config: Config, place: str) -> Dataset:
     for path in index.useless:
         bad.add(path)
     parts = image_parts(index.source, labels, bad, config)
-    name = printable(Path(place).parent.name) or "webdataset"
+    name = re.sub(r"[*?{}\[\]]+", "_", printable(Path(place).parent.name)) or "webdataset"
     return Dataset(name, classes, *parts, index.names.hexdigest())
 
 
