@@ -11,10 +11,11 @@ from tyro.conf import Positional, arg
 
 from swav_trainer import checkpoint, foreign, released, weights
 from swav_trainer.build import build_model, pick_device
-from swav_trainer.config import FOLDER_PREFIX, IN_MEMORY, Config
+from swav_trainer.config import FOLDER_PREFIX, Config
 from swav_trainer.download import check_sha256, download
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.settings import FILE, load_preset, resolve_data, save
+from swav_trainer.sources import IN_MEMORY
 
 IMAGE_SIZE = 224  # pixels of the released networks' global crops
 NUM_CHANNELS = 3

@@ -16,6 +16,7 @@ from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.model import Model
 from swav_trainer.settings import FILE, load, resolve_data
+from swav_trainer.sources import IN_MEMORY
 
 Run = Positional[Path]
 Data = Annotated[str | None, arg(help="in place of the run's own images: folder:PATH or a name")]
@@ -74,7 +75,7 @@ def load_settings(run: Path) -> Config:
 
 def own_images(settings: Config) -> tuple[int, int]:
     """Return channels and pixels of a side of the whole images that a run's features are of."""
-    if settings.folder is not None:
+    if settings.data not in IN_MEMORY:
         return 3, settings.eval_size
     images = data.load(settings).train.images
     return int(images.shape[1]), int(images.shape[-1])

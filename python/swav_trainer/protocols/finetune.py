@@ -65,7 +65,7 @@ def semi_supervised(
 ) -> dict[str, float]:
     """Accuracy of the network fine-tuned on `share` per cent of the labels, in per cent."""
     rows = subset.percent(dataset.train.labels, share, config.seed)
-    network = train(config, subset.take(dataset.train, rows), model, num_classes, recipe)
+    network = train(config, dataset.train.take(rows), model, num_classes, recipe)
     return _figures(config, dataset.test, network, recipe, f"semi{share:g}")
 
 

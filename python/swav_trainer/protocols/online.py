@@ -11,7 +11,7 @@ from swav_trainer.data import Dataset, Part
 from swav_trainer.errors import TrainerError
 from swav_trainer.evaluation import NEIGHBOURS, part_features
 from swav_trainer.protocols import neighbours
-from swav_trainer.protocols.subset import need_labels, take
+from swav_trainer.protocols.subset import need_labels
 
 TRAIN_IMAGES, TEST_IMAGES = 2000, 1000
 
@@ -64,4 +64,4 @@ def _some(part: Part, most: int, seed: int) -> Part:
     if len(part) <= most:
         return part
     rows = torch.randperm(len(part), generator=seeds.torch_generator(seed, len(part)))
-    return take(part, rows[:most])
+    return part.take(rows[:most])

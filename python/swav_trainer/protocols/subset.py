@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from swav_trainer import seeds
-from swav_trainer.data import Dataset, Part
+from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError
 
 
@@ -24,14 +24,6 @@ def need_labels(dataset: Dataset, purpose: str) -> int:
             "give --data folder:PATH with a folder for each class, two at least"
         )
     return len(dataset.classes)
-
-
-def take(part: Part, rows: Tensor) -> Part:
-    """Return these images of a part, with their labels."""
-    if isinstance(part.images, Tensor):
-        return Part(part.images[rows], part.labels[rows])
-    paths = [part.images.paths[row] for row in rows.tolist()]
-    return Part(type(part.images)(paths, part.images.bad), part.labels[rows])
 
 
 def draw(labels: Tensor, per_class: int, *position: int) -> Tensor:
