@@ -63,7 +63,8 @@ def test_a_run_on_a_full_disk_ends_with_the_reason(tmp_path: Path) -> None:
     assert result.returncode == 2, result.stderr
     assert "cannot write the checkpoint run/checkpoint.safetensors of" in result.stderr
     assert "Traceback" not in result.stderr
-    assert sorted(x.name for x in (tmp_path / "run").iterdir()) == ["config.toml", "metrics.jsonl"]
+    left = sorted(x.name for x in (tmp_path / "run").iterdir())
+    assert left == ["config.toml", "machine.json", "metrics.jsonl"]
 
 
 def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_crops_are_parsed() -> None:
     assert "+".join(map(str, kinds)) == "2x160+4x96+1x32"
 
 
+def codes_of(scores: Tensor, settings) -> Tensor:
+    """The Sinkhorn by its formula, [B, K]."""
+    codes = (scores / settings.epsilon).exp()
+    for _ in range(settings.iterations):
+        codes = codes / codes.sum(0)
+        codes = codes / codes.sum(1, keepdim=True)
+    return codes
+
+
 @pytest.mark.parametrize("assign", [(1,), (5, 0), (2, 3, 4)])
 def test_any_crops_may_be_assign_crops(assign: tuple[int, ...], tmp_path: Path) -> None:
     """Against the formula: crop v predicts the codes of each assign crop but itself."""
@@ -75,10 +84,7 @@ def test_any_crops_may_be_assign_crops(assign: tuple[int, ...], tmp_path: Path) 
     scores = (features @ trainer.model.prototypes.weight.T).detach()
     terms = []
     for i in assign:
-        codes = (scores[i] / settings.epsilon).exp()
-        for _ in range(settings.iterations):
-            codes = codes / codes.sum(0)
-            codes = codes / codes.sum(1, keepdim=True)
+        codes = codes_of(scores[i], settings)
         for v in range(6):
             if v != i:
                 log_p = functional.log_softmax(scores[v] / settings.temperature, 1)
@@ -111,10 +117,7 @@ def test_hard_codes_are_the_largest(tmp_path: Path) -> None:
     scores = (features @ trainer.model.prototypes.weight.T).detach()
     terms = []
     for i in (0, 1):
-        codes = (scores[i] / settings.epsilon).exp()
-        for _ in range(settings.iterations):
-            codes = codes / codes.sum(0)
-            codes = codes / codes.sum(1, keepdim=True)
+        codes = codes_of(scores[i], settings)
         for v in range(6):
             if v != i:
                 terms.append(functional.cross_entropy(scores[v] / 0.1, codes.argmax(1)))

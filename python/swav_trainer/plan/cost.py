@@ -9,7 +9,7 @@ import torch
 
 from swav_trainer.build import build_model, pick_device
 from swav_trainer.config import Config
-from swav_trainer.data import Dataset, Part
+from swav_trainer.data import Dataset
 from swav_trainer.engine import Trainer
 
 COUNTED = 4  # images of the step whose memory is counted
@@ -61,17 +61,12 @@ def seconds_an_image(config: Config, dataset: Dataset) -> float:
         config, batch_size=TIMED, effective_batch=0, queue_length=0, epochs=1, tracker="none",
     )  # fmt: skip
     for steps in (1, STEPS):  # the first starts threads and fills caches
-        part = _first(dataset.train, steps * TIMED)
+        images = torch.arange(steps * TIMED)  # a survey has found that there are as many
+        part = dataset.train.take(images)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(small, dataclasses.replace(dataset, train=part), Path(folder))
             trainer.train(None)
     return trainer.seconds / (STEPS * TIMED)
-
-
-def _first(part: Part, count: int) -> Part:
-    images = part.images
-    assert not isinstance(images, torch.Tensor)
-    return Part(type(images)(images.paths[:count], images.bad), part.labels[:count])
 
 
 def device_name(config: Config) -> str:

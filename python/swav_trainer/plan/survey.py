@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from swav_trainer import files
 from swav_trainer.data import Dataset, Part
 from swav_trainer.errors import TrainerError
 
@@ -80,7 +79,7 @@ def _side(part: Part) -> int:
     images = part.images
     assert not isinstance(images, torch.Tensor)
     rows = np.random.default_rng(0).permutation(len(images))[:SAMPLE]
-    decoded = [files.decode(images.paths[row]) for row in rows]
+    decoded = [images.source.decode(row) for row in images.rows[rows].tolist()]
     sides = [min(image.shape[:2]) for image in decoded if image is not None]
     if len(sides) < len(rows) / 2:
         raise TrainerError(
