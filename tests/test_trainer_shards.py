@@ -14,7 +14,16 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
-from swav_trainer import checkpoint, cli, config, ranks, saved, shard_index, sharded_checkpoint
+from swav_trainer import (
+    checkpoint,
+    cli,
+    config,
+    ranks,
+    saved,
+    shard_index,
+    sharded_checkpoint,
+    sharding,
+)
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError
 from swav_trainer.settings import FILE, load, load_preset
@@ -62,7 +71,9 @@ def both_ways(rank: int, settings: config.Config, folder: Path, steps: int) -> A
             "moments": [x for x in moments if isinstance(x, DTensor)],
         }.items()
     }
-    wanted, _ = first_losses(dataclasses.replace(settings, shard=False), folder, steps)
+    assert isinstance(trainer.shards, sharding.Shards)
+    wanted, other = first_losses(dataclasses.replace(settings, shard=False), folder, steps)
+    assert other.shards is None
     return got, wanted, held, trainer.model.prototypes.weight.detach()
 
 
