@@ -207,6 +207,28 @@ def test_a_lost_process_costs_a_restart(tmp_path: Path) -> None:
         assert torch.equal(tensor, two[name]), name
 
 
+class PartlyUsed(nn.Module):
+    """A network that leaves a weight of its own alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Conv2d(1, 6, 3, bias=False), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x).relu().mean((2, 3))
+
+
+def test_processes_share_a_network_of_the_users(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, model=f"{__name__}:PartlyUsed", epochs=1)
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        folder.mkdir()
+    train(settings, alone)
+    run_ranks(2, tmp_path, run_of_rank, settings, shared, False)
+    assert len(losses(shared)) == 10
+    assert max(abs(x - y) for x, y in zip(losses(alone), losses(shared), strict=True)) < 1e-8
+
+
 def grouped_batch_norm_of_rank(rank: int, x: torch.Tensor, size: int) -> Any:
     module = nn.Sequential(nn.BatchNorm2d(3, affine=False))
     batch_norm.synchronise(module, size)

@@ -57,7 +57,7 @@ def _learn(trainer: "Trainer", epoch: int, step: int, potentials: list[Tensor] |
     left = trainer.loader.share
     for crops, rows in parts_of(trainer, epoch, step):
         left -= len(rows)
-        with _without_exchange(trainer.network) if left else contextlib.nullcontext():
+        with _without_exchange(trainer) if left else contextlib.nullcontext():
             features = trainer.project(trainer.network, crops)
             loss, _ = trainer.objective.loss(features, rows, potentials)
             loss = loss * (len(rows) / trainer.loader.share)
@@ -76,7 +76,10 @@ def parts_of(trainer: "Trainer", epoch: int, step: int) -> Iterator[tuple[list[T
             yield crops, rows
 
 
-def _without_exchange(network: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+def _without_exchange(trainer: "Trainer") -> contextlib.AbstractContextManager[None]:
     """Leave the processes' gradients apart until the last part."""
+    if trainer.shards is not None:
+        return trainer.shards.without_exchange()
+    network = trainer.network
     is_shared = isinstance(network, DistributedDataParallel)
     return network.no_sync() if is_shared else contextlib.nullcontext()

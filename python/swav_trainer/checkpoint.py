@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,10 @@ from swav_trainer.errors import TrainerError, printable
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 CORRUPT = "checkpoint.corrupt.safetensors"
+# of a run in shards
+SHARDS, PREVIOUS_SHARDS = "checkpoint", "checkpoint.previous"
+CORRUPT_SHARDS = "checkpoint.corrupt"
+T = TypeVar("T")
 
 
 def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -37,21 +42,26 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         if path.exists():
             path.replace(path.with_name(PREVIOUS))
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise TrainerError(
             f"cannot write the checkpoint {printable(path)} of {len(content)} bytes"
-            f"{_free(path.parent)}: {error.strerror}; a checkpoint written before is intact"
+            f"{room(path.parent)}: {error.strerror}; a checkpoint written before is intact"
         ) from error
 
 
-def _free(folder: Path) -> str:
+def flush(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def room(folder: Path) -> str:
     """How much room is left, if that can be told."""
     try:
         return f", with {shutil.disk_usage(folder).free} bytes free"
@@ -84,21 +94,44 @@ def load(path: Path, set_aside: bool = False) -> tuple[dict[str, Tensor], dict[s
     Raises:
         TrainerError: there is none, or none that can be read.
     """
-    previous = path.with_name(PREVIOUS)
-    if not path.is_file() and not previous.is_file():
+    corrupt = path.with_name(CORRUPT) if set_aside else None
+    (tensors, state), problem = newest(path, path.with_name(PREVIOUS), corrupt, _read)
+    return tensors, state, problem
+
+
+def newest(
+    path: Path, previous: Path, corrupt: Path | None, read: Callable[[Path], T]
+) -> tuple[T, str]:
+    """Read a checkpoint, or the one before it.
+
+    Args:
+        path: the newest one.
+        previous: the one before it.
+        corrupt: what to rename a corrupt one to, or None.
+        read: what reads one, or raises TrainerError.
+
+    Returns:
+        What was read, and what was wrong with the newest one, or "".
+
+    Raises:
+        TrainerError: there is none, or none that can be read.
+    """
+    if not path.exists() and not previous.exists():
         raise TrainerError(
             f"no checkpoint {printable(path)}: --resume wants the folder of a run; if that stopped "
             "before its first checkpoint, start it again with --output"
         )
     try:
-        return *_read(path), ""
+        return read(path), ""
     except TrainerError as error:
-        if not previous.is_file():
+        if not previous.exists():
             raise
-        tensors, state = _read(previous)
-        if set_aside and path.is_file():
-            path.replace(path.with_name(CORRUPT))
-        return tensors, state, f"{error}; going on from the one before it"
+        found = read(previous)
+        if corrupt is not None and path.exists():
+            if corrupt.is_dir():
+                shutil.rmtree(corrupt)
+            path.replace(corrupt)
+        return found, f"{error}; going on from the one before it"
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

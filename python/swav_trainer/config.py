@@ -78,6 +78,9 @@ class Config:
     """Keep few activations and compute the others again: less memory, some 30 % more time."""
     batch_norm_group: int
     """Processes that share the statistics of batch norms, neighbours; 0 is all of them."""
+    shard: bool
+    """Share the network's weights, gradients and optimiser state among the processes (FSDP), and
+    write checkpoints as a folder of shards; one process alone keeps them whole."""
 
     epsilon: float
     """Smoothing of the Sinkhorn codes: the first setting to lower if the loss stays near ln K."""

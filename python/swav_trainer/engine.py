@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from swav_trainer import accumulation, batch_norm, checkpoint, optim, ranks, seeds
+from swav_trainer import accumulation, batch_norm, checkpoint, optim, ranks, saved, seeds
 from swav_trainer.alarm import Alarm, Watch
 from swav_trainer.build import build_model, pick_device
 from swav_trainer.config import Config
@@ -18,10 +19,14 @@ from swav_trainer.deepcluster import DeepCluster
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
+from swav_trainer.model import Network
 from swav_trainer.protocols.online import online_knn
 from swav_trainer.signals import Stop
 from swav_trainer.swav import SwAV
 from swav_trainer.telemetry import Probe
+
+if TYPE_CHECKING:
+    from swav_trainer.sharding import Shards
 
 
 class Trainer:
@@ -52,9 +57,15 @@ class Trainer:
         if config.compile:
             self.model.backbone.compile()
         self.network: torch.nn.Module = self.model
+        self.shards: Shards | None = None
         if ranks.count() > 1:
             batch_norm.synchronise(self.model, config.batch_norm_group)
-            self.network = ranks.share_gradients(self.model, find_unused=bool(config.model))
+            if config.shard:
+                from swav_trainer import sharding  # torch takes a second to import it
+
+                self.shards = sharding.Shards(self.model, self.device)
+            else:
+                self.network = ranks.share_gradients(Network(self.model), bool(config.model))
         self.optimizer = optim.build(self.model, config)
         # scales the loss so that float16 gradients do not vanish; off, it changes nothing
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "float16")
@@ -140,12 +151,16 @@ class Trainer:
 
     def end_step(self, assign_features: Tensor, rows: Tensor) -> None:
         """Step by the gradients; the objective sees the features [A, B, D] of the images."""
+        if ranks.count() > 1:  # they are used outside the network, whose gradients are shared
+            for head in self.model.prototype_heads:
+                if head.weight.grad is not None:
+                    head.weight.grad = ranks.mean(head.weight.grad)
         self.scaler.unscale_(self.optimizer)
         if self.step < self.config.freeze_steps or not self.objective.learns_prototypes:
             for head in self.model.prototype_heads:
                 head.weight.grad = None
         if self.config.clip_gradient:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient)
+            self._clip_gradient(self.config.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         prototypes, queue = self.model.prototypes.weight, self.objective.queue
@@ -153,6 +168,12 @@ class Trainer:
             self.step + 1, assign_features, prototypes, queue, self.loader.waited
         )
         self.objective.end_step(self.step, assign_features, rows)
+
+    def _clip_gradient(self, largest: float) -> None:
+        if self.shards is not None:
+            self.shards.clip_gradient(largest)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
 
     def release(self) -> None:
         """Let go of the other processes."""
@@ -177,12 +198,10 @@ class Trainer:
             log.alarm(alarm)
 
     def save(self) -> None:
-        """Write the checkpoint; all processes call it, and one writes."""
+        """Write the checkpoint; all processes call it."""
         tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         tensors |= checkpoint.optimizer_tensors(self.optimizer)
         tensors |= self.objective.tensors()
-        if not ranks.is_main():
-            return
         state = {
             "step": self.step,
             "data": self.dataset.fingerprint,
@@ -194,12 +213,13 @@ class Trainer:
             "idle": self.probe.fill.idle.tolist(),
             "alarms": [vars(alarm) for alarm in self.watch.raised],
         }
-        checkpoint.save(self.folder / checkpoint.NAME, tensors, state)
+        saved.save(self.folder, self.config, tensors, state)
 
     def restore(self) -> str:
         """Go back to the checkpoint in the run's folder; returns what was wrong with it, or ""."""
-        path = self.folder / checkpoint.NAME
-        tensors, state, problem = checkpoint.load(path, set_aside=ranks.is_main())
+        path = saved.path(self.folder, self.config)
+        places = {} if self.shards is None else self.shards.places(self.optimizer)
+        tensors, state, problem = saved.load(self.folder, self.config, places, set_aside=True)
         if state.get("data") != self.dataset.fingerprint:
             raise TrainerError(
                 f"the images of {self.dataset.name} are not those that the run in "

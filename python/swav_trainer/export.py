@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from swav_trainer import checkpoint, layouts, released, weights
-from swav_trainer.build import build_model
+from swav_trainer import layouts, released, saved, weights
 from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError, printable, require
 from swav_trainer.opened import File, Run, load_settings, own_images, write_file
@@ -41,7 +40,7 @@ def export(
             "export writes .safetensors or .pth files, and .onnx with --layout onnx, got "
             f"{printable(file.name)}"
         )
-    tensors, problem = weights.of_run(run)
+    tensors, problem = weights.of_run(run, settings)
     if problem:
         print(problem)
     network = _network(settings)
@@ -66,11 +65,9 @@ def _write_onnx(settings: Config, run: Path, file: Path) -> None:
         raise TrainerError(f"--layout onnx writes a .onnx file, got {printable(file.name)}")
     require("onnx", "onnxscript", extra="onnx")
     channels, size = own_images(settings)
-    model = build_model(settings, channels, torch.device("cpu"))
-    tensors, _, problem = checkpoint.load(run / checkpoint.NAME)
+    model, problem = saved.trained(run, settings, channels, torch.device("cpu"))
     if problem:
         print(problem)
-    checkpoint.restore_model(model, tensors, run / checkpoint.NAME)
     images = torch.rand(2, channels, size, size)  # a batch of one would be taken for a constant
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells which libraries it lacks
     try:

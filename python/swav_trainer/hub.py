@@ -26,7 +26,7 @@ def backbone(arch: str, source: str | os.PathLike[str] | None, normalize: bool) 
     if source is not None and Path(source).is_dir():
         run_settings = load(Path(source) / FILE)
         normalize = normalize or released.is_released(run_settings)
-        tensors, _ = weights.of_run(Path(source))
+        tensors, _ = weights.of_run(Path(source), run_settings)
     elif source is not None:
         tensors = weights.read(Path(source))
     network = released.NormalisedResNet(arch) if normalize else ResNet(*RESNETS[arch])

@@ -57,6 +57,19 @@ def _projection(dim: int, config: Config) -> list[nn.Module]:
     return layers
 
 
+class Network(nn.Module):
+    """Backbone and head of a model, without its prototypes, which only the loss uses."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.head
+        self._forward = model.forward
+
+    def forward(self, crops: Sequence[Tensor]) -> Tensor:
+        """As `Model`."""
+        return self._forward(crops)
+
+
 class Projection(torch.nn.Module):
     """Backbone and head: what is compared with the prototypes."""
 

@@ -9,8 +9,8 @@ from typing import Annotated
 from safetensors import SafetensorError
 from tyro.conf import Positional, arg
 
-from swav_trainer import checkpoint, data, ranks
-from swav_trainer.build import build_model, pick_device
+from swav_trainer import data, ranks, saved
+from swav_trainer.build import pick_device
 from swav_trainer.config import FOLDER_PREFIX, Config
 from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError, printable
@@ -58,11 +58,10 @@ def open_run(
     dataset = dataclasses.replace(dataset, **dict(zip(("train", "test"), parts)))
     if ranks.is_main() and (note := dataset.note_on_bad_files()):
         print(note)
-    model = build_model(settings, dataset.num_channels, pick_device(settings.device))
-    tensors, _, problem = checkpoint.load(run / checkpoint.NAME)
+    device = pick_device(settings.device)
+    model, problem = saved.trained(run, settings, dataset.num_channels, device)
     if ranks.is_main() and problem:
         print(problem)
-    checkpoint.restore_model(model, tensors, run / checkpoint.NAME)
     return settings, dataset, model.eval()
 
 

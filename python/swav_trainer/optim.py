@@ -12,11 +12,14 @@ from swav_trainer.model import Model
 
 def build(model: Model, config: Config) -> torch.optim.Optimizer:
     """Return the optimiser; biases and norms have no weight decay unless the settings say so."""
-    parameters = list(model.parameters())
+    # a group of their own: torch steps a group at once, and takes no shards beside whole tensors
+    prototypes = [head.weight for head in model.prototype_heads]
+    parameters = [*model.backbone.parameters(), *model.head.parameters()]
     vectors = [p for p in parameters if p.ndim <= 1]
     decay = config.weight_decay
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": prototypes, "weight_decay": decay},
         {"params": vectors, "weight_decay": decay if config.decay_vectors else 0.0},
     ]
     if config.optimizer == "adamw":

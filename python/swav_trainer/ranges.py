@@ -42,6 +42,11 @@ def check_ranges(config: "Config") -> None:
         config.precision == "float32" or config.dtype == "float32", "precision",
         f"float32 where dtype is {config.dtype}",
     )  # fmt: skip
+    if config.shard:
+        refuse_unless(not config.compile, "compile", "false where shard is true")
+        refuse_unless(
+            config.autocast != "float16", "autocast", "off or bfloat16 where shard is true"
+        )
     refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")
     refuse_unless(0 < config.holdout < 1, "holdout", "between 0 and 1")
     refuse_unless(

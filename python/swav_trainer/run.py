@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import checkpoint, data, machine, ranks, released, report, settings, trackers
+from swav_trainer import data, machine, ranks, released, report, saved, settings, trackers
 from swav_trainer.build import build_model
 from swav_trainer.config import FIELDS, FOLDER_PREFIX, Config
 from swav_trainer.engine import Trainer
@@ -104,7 +104,7 @@ def _value_of(name: str, arguments: Sequence[str]) -> str | None:
 
 
 def _holds_a_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS))
+    return any((folder / name).exists() for name in saved.NAMES)
 
 
 def _new_folder(output: Path | None, trainer: Trainer) -> Path:
@@ -213,12 +213,15 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
         return
     dataset = dataclasses.replace(dataset, train=dataset.train.readable(config.workers))
     untrained = build_model(config, dataset.num_channels, trainer.device)
-    scores, features = evaluate(config, dataset, trainer.model, untrained)
+    model = trainer.model
+    if config.shard:  # this process may hold a part of it
+        model, _ = saved.trained(folder, config, dataset.num_channels, trainer.device)
+    scores, features = evaluate(config, dataset, model, untrained)
     bad = dataset.note_on_bad_files()
     if bad:
         console.print(bad, markup=False, soft_wrap=True)
     seconds = trainer.seconds + time.perf_counter() - started
-    sight = report.Sight.of(config, dataset, trainer.model, features[1])
+    sight = report.Sight.of(config, dataset, model, features[1])
     name, facts = printable(folder.resolve().name), machine.read(folder)
     view = report.View(name, config, read(folder), scores, seconds, facts, bad, sight)
     report.write(folder / report.NAME, [view])

@@ -10,15 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from swav_trainer import checkpoint
+from swav_trainer import saved
+from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError, printable
 
 PREFIX = "model.backbone."  # of the backbone's tensors in a checkpoint
 
 
-def of_run(run: Path) -> tuple[dict[str, Tensor], str]:
+def of_run(run: Path, config: Config) -> tuple[dict[str, Tensor], str]:
     """Return a run's backbone by the names of its own, and what is wrong with the checkpoint."""
-    tensors, _, problem = checkpoint.load(run / checkpoint.NAME)
+    tensors, _, problem = saved.load(run, config)
     names = (name for name in tensors if name.startswith(PREFIX))
     return {name.removeprefix(PREFIX): tensors[name] for name in names}, problem
 

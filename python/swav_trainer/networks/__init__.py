@@ -5,9 +5,11 @@ from torch import nn
 from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError
 from swav_trainer.networks import yours
-from swav_trainer.networks.resnet import RESNETS, ResNet
+from swav_trainer.networks.resnet import RESNETS, BasicBlock, Bottleneck, ResNet
 from swav_trainer.networks.small import SmallNet
-from swav_trainer.networks.vit import PATCH, VITS, ViT
+from swav_trainer.networks.vit import PATCH, VITS, Block, ViT
+
+BLOCKS = (BasicBlock, Bottleneck, Block)  # of the networks of ours
 
 
 def build(config: Config, num_channels: int) -> tuple[nn.Module, int]:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swav_trainer import checkpoint, log, settings
+from swav_trainer import log, saved, settings
 from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import Scores
@@ -137,7 +137,7 @@ class Workers:
         if (run.folder / EVALUATION).exists():
             return Result.of(run.folder)
         command = [sys.executable, "-m", "swav_trainer", "train"]
-        if any((run.folder / name).exists() for name in (checkpoint.NAME, checkpoint.PREVIOUS)):
+        if any((run.folder / name).exists() for name in saved.NAMES):
             command += ["--resume", str(run.folder)]
         else:
             command += ["--preset", str(run.folder / settings.FILE), "--output", str(run.folder)]
