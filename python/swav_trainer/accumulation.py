@@ -46,9 +46,11 @@ def untouched_buffers(model: torch.nn.Module) -> Iterator[None]:
     """Put back batch norms' running statistics afterwards."""
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
-    yield
-    for buffer, saved in zip(buffers, before, strict=True):
-        buffer.copy_(saved)
+    try:
+        yield
+    finally:
+        for buffer, saved in zip(buffers, before, strict=True):
+            buffer.copy_(saved)
 
 
 def _learn(trainer: "Trainer", epoch: int, step: int, potentials: list[Tensor] | None) -> Tensor:

@@ -92,6 +92,10 @@ def _run(arguments: Sequence[str]) -> int:
             f"{did_you_mean(name, COMMANDS)}"
         )
     command = COMMANDS[name]
+    if name in ("presets", "doctor") and rest and rest[0] in ("-h", "--help"):
+        options = " [NAME or FILE.toml]" if name == "presets" else ""
+        print(f"usage: swav {name}{options}\n\n{command.text}")
+        return 0
     require(*command.needs)
     module, _, function = command.place.partition(":")
     run = getattr(importlib.import_module(f"swav_trainer.{module}"), function)
@@ -106,7 +110,7 @@ def _presets(arguments: Sequence[str]) -> int:
     for name in arguments or settings.preset_names():
         preset = settings.load_preset(name)
         notes = settings.about(name)
-        print(f"{name}\n  source: {notes['source']}\n  expected: {notes['expected']}")
+        print(f"{printable(name)}\n  source: {notes['source']}\n  expected: {notes['expected']}")
         if arguments:
             print("\n" + settings.to_text(preset), end="")
     return 0

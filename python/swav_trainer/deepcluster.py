@@ -129,18 +129,22 @@ class DeepCluster:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it; all processes call it."""
-        device = self.features.device
+        rows = self.rows.to(self.features.device)
+        steps = len(rows) // self.share
+        # step by step, so that any number of processes finds its images of each step
+        features = [x.unflatten(1, (steps, -1)) for x in ranks.gather(self.features)]
         return {
-            "deepcluster.features": torch.cat(ranks.gather(self.features), 1),
-            "deepcluster.rows": torch.cat(ranks.gather(self.rows.to(device))),
+            "deepcluster.features": torch.cat(features, 2),  # [A, steps, images, D]
+            "deepcluster.rows": torch.cat([x.view(steps, -1) for x in ranks.gather(rows)], 1),
             "deepcluster.clusters": self.clusters,
         }
 
     def restore(self, tensors: dict[str, Tensor], processes: int) -> None:
         """Put back what `tensors` returned in that many processes."""
-        mine = ranks.index(), ranks.count()
-        self.features.copy_(tensors["deepcluster.features"].chunk(mine[1], 1)[mine[0]])
-        self.rows.copy_(tensors["deepcluster.rows"].chunk(mine[1])[mine[0]])
+        first = ranks.index() * self.share
+        mine = slice(first, first + self.share)
+        self.features.copy_(tensors["deepcluster.features"][:, :, mine].flatten(1, 2))
+        self.rows.copy_(tensors["deepcluster.rows"][:, mine].flatten())
         self.clusters = tensors["deepcluster.clusters"]
 
 

@@ -90,15 +90,16 @@ class Trainer:
                     self.step += 1
                     self.seconds = time.perf_counter() - started
                     self._observe(log, loss, stats)
-                    if ranks.agree(self.stop.is_asked, self.device):
+                    stops = ranks.agree(self.stop.is_asked, self.device)
+                    if stops and self.step < self.num_steps:
                         self.save()
                         return False
+                if (epoch + 1) % self.config.checkpoint_every == 0 or self.step == self.num_steps:
+                    self.save()
                 if self.config.knn_every and (epoch + 1) % self.config.knn_every == 0:
                     accuracy = online_knn(self.config, self.dataset, self.model.backbone)
                     if log is not None:
                         log.neighbours(self.step, accuracy)
-                if (epoch + 1) % self.config.checkpoint_every == 0 or self.step == self.num_steps:
-                    self.save()
         return True
 
     def _steps(self, epoch: int, first: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

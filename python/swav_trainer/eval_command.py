@@ -17,7 +17,7 @@ from swav_trainer.data import Dataset
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import Scores, evaluate, features_of, rounded
 from swav_trainer.model import Model
-from swav_trainer.opened import Data, Run, open_run, write_file
+from swav_trainer.opened import Data, Run, check_place, open_run, write_file
 from swav_trainer.protocols import finetune, online, probe
 from swav_trainer.protocols.subset import need_labels
 from swav_trainer.protocols.svm import svm as support_vectors
@@ -100,6 +100,8 @@ def eval_run(
         json_file: where to write the figures too.
     """
     asked = protocols.check()
+    if json_file is not None:
+        check_place(json_file)
     settings, dataset, model = open_run(run, data, shared=protocols.knn)
     console = Console(highlight=False, quiet=not ranks.is_main())
     if asked:

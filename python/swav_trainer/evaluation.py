@@ -17,6 +17,7 @@ from swav_trainer.protocols import neighbours
 
 NEIGHBOURS = 20
 DRAWS = 5
+FILE = "evaluation.json"  # in the folder of a run
 MOST_PIXELS = 32  # side of the image that raw pixels are taken from
 BATCH = 500
 

@@ -80,6 +80,12 @@ def own_images(settings: Config) -> tuple[int, int]:
     return int(images.shape[1]), int(images.shape[-1])
 
 
+def check_place(file: Path) -> None:
+    """Raise TrainerError, before the work, if a file's folder is missing."""
+    if not file.parent.is_dir():
+        raise TrainerError(f"cannot write {printable(file)}: no folder {printable(file.parent)}")
+
+
 def write_file(file: Path, write: Callable[[], object]) -> None:
     """Write a file; raise TrainerError if that cannot be done."""
     try:

@@ -39,6 +39,15 @@ def check_ranges(config: "Config") -> None:
     low, high = config.blur_sigma
     refuse_unless(0.01 <= low <= high < float("inf"), "blur_sigma", "two rising numbers from 0.01")
     refuse_unless(
+        config.queue_length == 0 or config.queue_epoch < config.epochs, "queue_epoch",
+        f"below epochs, {config.epochs}",
+    )  # fmt: skip
+    if config.method == "deepcluster":  # whose codes are clusters
+        for name, only in (("queue_length", 0), ("hard_codes", False), ("assignment", "sinkhorn")):
+            refuse_unless(
+                getattr(config, name) == only, name, f"{only} where method is deepcluster"
+            )
+    refuse_unless(
         config.precision == "float32" or config.dtype == "float32", "precision",
         f"float32 where dtype is {config.dtype}",
     )  # fmt: skip

@@ -11,17 +11,18 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import data, machine, ranks, released, report, saved, settings, trackers
+from swav_trainer import data, machine, ranks, released, report, saved, settings, sources, trackers
 from swav_trainer.build import build_model
 from swav_trainer.config import FIELDS, FOLDER_PREFIX, Config
+from swav_trainer.data import Dataset
 from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError, printable
-from swav_trainer.evaluation import evaluate, rounded
+from swav_trainer.evaluation import FILE, evaluate, rounded
 from swav_trainer.log import Log, read
+from swav_trainer.protocols.subset import need_labels
 from swav_trainer.table import scores_table
 
 RUNS = Path("runs")
-EVALUATION = "evaluation.json"
 KEPT = "swav_trainer.folder"  # under torchrun, for a restart
 
 
@@ -33,7 +34,7 @@ class Options(Config):
     """
 
     preset: str = "mnist5k"
-    """A name that `swav presets` lists, or a .toml file that holds every setting."""
+    """A name that `swav presets` lists, or a .toml file: every setting, or some and a `base`."""
     output: Path | None = None
     """Folder of the run; by default runs/ and the data's name, with a number if that is taken."""
     resume: Path | None = None
@@ -134,9 +135,25 @@ def _claim(folder: Path) -> bool:
 def _prepare(config: Config, folder: Path) -> Trainer:
     trackers.check(config.tracker)
     dataset = data.load(config)
+    _refuse_what_does_nothing(config, dataset)
     # before the training: a part too bad to be judged by would waste it
     dataset = dataclasses.replace(dataset, test=dataset.test.readable(config.workers))
     return Trainer(config, dataset, folder)
+
+
+def _refuse_what_does_nothing(config: Config, dataset: Dataset) -> None:
+    """Raise TrainerError for settings that these images leave without effect."""
+    if config.knn_every:
+        need_labels(dataset, "--knn-every")
+    in_memory = config.data in sources.IN_MEMORY
+    names = ("saturation", "hue", "grey") if in_memory else ("rotation", "gamma")
+    kind = "have no colours" if in_memory else "are not turned and have no gamma"
+    for name in names:
+        if getattr(config, name):
+            raise TrainerError(
+                f"--{name} must be 0 for --data {printable(config.data)}, whose images {kind}, got "
+                f"{getattr(config, name):g}"
+            )
 
 
 def _run(trainer: Trainer, problem: str = "") -> int:
@@ -153,7 +170,7 @@ def _run(trainer: Trainer, problem: str = "") -> int:
     if not dataset.has_labels:
         console.print(
             f"{dataset.name} has no labels, or one class: it is learned from, but there will be no "
-            "evaluation and no report.",
+            f"evaluation; for a report: swav report {printable(folder)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     is_main = ranks.is_main()
@@ -227,7 +244,7 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     report.write(folder / report.NAME, [view])
     seconds = round(trainer.seconds + time.perf_counter() - started, 1)
     result = {**rounded(scores), "seconds": seconds}
-    (folder / EVALUATION).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console.print(scores_table(scores))
     console.print(
         f"{seconds:.0f} s in all. Report: {printable(folder / report.NAME)}",

@@ -59,8 +59,9 @@ def _with_base(path: Path) -> dict[str, Any]:
 
 
 def about(name: str) -> dict[str, str]:
-    """Return what a shipped preset says of itself: source, and the figure to expect."""
-    return _read(_shipped(name)).get(ABOUT, {})
+    """Return what a preset says of itself: source, and the figure to expect."""
+    notes = _read(_file(name)).get(ABOUT, {})
+    return {key: str(notes.get(key, "not said")) for key in ("source", "expected")}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,7 +87,11 @@ def _shipped(name: Any) -> Path:
 
 def load_preset(name: str) -> Config:
     """Read a preset by its name, or from a TOML file of the user's."""
-    return load(Path(name) if name.endswith(".toml") else _shipped(name))
+    return load(_file(name))
+
+
+def _file(name: str) -> Path:
+    return Path(name) if name.endswith(".toml") else _shipped(name)
 
 
 def preset_names() -> list[str]:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 import swav_kernels as sk
 from swav_trainer.data import Dataset, Part
-from swav_trainer.errors import printable, require
+from swav_trainer.errors import TrainerError, printable, require
 from swav_trainer.eval_command import eval_run
 from swav_trainer.evaluation import features_of
 from swav_trainer.export import export
 from swav_trainer.import_command import import_run
 from swav_trainer.model import Projection
-from swav_trainer.opened import Data, File, Run, open_run, write_file
+from swav_trainer.opened import Data, File, Run, check_place, open_run, write_file
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
@@ -38,6 +38,7 @@ def embed(run: Run, file: File, data: Data = None) -> None:
         file: .npz file.
         data: other images.
     """
+    check_place(file)
     settings, dataset, model = open_run(run, data)
     features = torch.cat(features_of(settings, dataset, model.backbone))
     arrays = {
@@ -67,8 +68,11 @@ def assign(
         data: other images.
         kind: the nearest prototype, or the largest of the codes that use all prototypes alike.
     """
+    if file.suffix not in (".csv", ".parquet"):
+        raise TrainerError(f"assign writes .csv or .parquet files, got {printable(file.name)}")
     if file.suffix == ".parquet":
         require("pyarrow", extra="parquet")
+    check_place(file)
     settings, dataset, model = open_run(run, data)
     features = torch.cat(features_of(settings, dataset, Projection(model)))
     scores = features @ model.prototypes.weight.detach().float().cpu().T  # [N, K]

@@ -66,7 +66,9 @@ def plan(
     for line in (_memory_line(found, config, needs), _time_line(found, config, dataset)):
         console.print(line, markup=False, soft_wrap=True)
     _write(output, config, choices)
-    line = f"Go on with: swav train --preset {printable(output)}"
+    many = f"torchrun --nproc-per-node {found.gpus} -m swav_trainer"
+    program = many if found.gpus > 1 else "swav"
+    line = f"Go on with: {program} train --preset {printable(output)}"
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -90,6 +92,11 @@ def _batch(found: survey.Survey, config: Config, needs: cost.Memory) -> list[Cho
     devices = max(1, found.gpus)
     step = rules.step_images(found, config.num_prototypes)
     step = max(step, 2 * devices) // devices * devices
+    if step > found.images:
+        raise TrainerError(
+            f"{found.images} images to learn from are too few for {devices} GPUs, two each in a "
+            "step: use fewer"
+        )
     batch = step // devices
     while batch > 2 and needs.of(batch) > found.memory:
         batch = -(-batch // 2)

@@ -10,15 +10,13 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from swav_trainer import log, machine, settings
+from swav_trainer import evaluation, log, machine, settings
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import Scores, features_of
 from swav_trainer.opened import open_run
 from swav_trainer.report.page import write
 from swav_trainer.report.tables import KINDS
 from swav_trainer.report.view import NAME, Sight, View
-
-EVALUATION = "evaluation.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,7 +55,7 @@ def look(folder: Path) -> View:
     if not folder.is_dir():
         raise TrainerError(f"no folder {printable(folder)}: swav report wants folders of runs")
     config = settings.load(folder / settings.FILE)
-    scores, seconds = _evaluation(folder / EVALUATION)
+    scores, seconds = _evaluation(folder / evaluation.FILE)
     lines = log.read(folder)
     if not scores:
         seconds = max((line.get("seconds", 0.0) for line in lines), default=0.0)

@@ -63,6 +63,8 @@ def grid(preset: Config, settings: Sequence[str]) -> Group:
             raise TrainerError(f"--set wants name=value or name=value,value, got {printable(text)}")
         if name in axes:
             raise TrainerError(f"--set {name} is named twice: write --set {name}=value,value")
+        if name == "seed":
+            raise TrainerError("--set seed: a sweep's seeds are named by --seeds")
         axes[name] = [_read(name, value) for value in _split(values)]
     combinations = itertools.product(*axes.values())
     changes = [dict(zip(axes, values, strict=True)) for values in combinations]
@@ -104,7 +106,11 @@ def _cell(preset: Config, changes: Mapping[str, Any]) -> Cell:
         for field in FIELDS
         if getattr(config, field.name) != getattr(preset, field.name)
     ]
-    words = [f"{name}={value}" for name, value in changes.items() if name != "areas"]
+    words = [
+        f"{name}={value}"
+        for name, value in changes.items()
+        if name != "areas" or "crops" not in changes
+    ]
     folder = re.sub(r"[^\w.=+,-]+", "_", ",".join(differing)) or "preset"
     return Cell(" ".join(words) or "as the preset", folder, config)
 

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swav_trainer import log, saved, settings
+from swav_trainer import data, evaluation, log, saved, settings
 from swav_trainer.config import Config
 from swav_trainer.errors import TrainerError, printable
 from swav_trainer.evaluation import Scores
+from swav_trainer.protocols.subset import need_labels
 from swav_trainer.report import FIGURES
 from swav_trainer.sweep.cells import Cell, Group
 
 LOG = "train.log"  # of a run, in its folder
-EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Result:
     @classmethod
     def of(cls, folder: Path, problem: str = "") -> "Result":
         """Read it from a run's folder; `problem` is what to say of a run without an evaluation."""
-        file = folder / EVALUATION
+        file = folder / evaluation.FILE
         alarms = tuple(line["alarm"]["diagnosis"] for line in log.read(folder) if "alarm" in line)
         if not file.exists():
             return cls(alarms=alarms, problem=problem)
@@ -78,9 +78,16 @@ def prepare(groups: Sequence[Group], seeds: Sequence[int], output: Path) -> list
     for cell in (cell for group in groups for cell in group.cells):
         for seed in seeds:
             folder = folder_of(output, cell, seed)
-            data = settings.resolve_data(cell.config.data)
-            config = dataclasses.replace(cell.config, seed=seed, data=data)
-            runs.setdefault(folder, Run(f"{cell.label}, seed {seed}", folder, config))
+            place = settings.resolve_data(cell.config.data)
+            config = dataclasses.replace(cell.config, seed=seed, data=place)
+            run = runs.setdefault(folder, Run(f"{cell.label}, seed {seed}", folder, config))
+            if run.config != config:
+                raise TrainerError(
+                    f"{run.name} and {cell.label}, seed {seed} would share the folder "
+                    f"{printable(folder)}: sweep over them one at a time"
+                )
+    for config in {run.config.data: run.config for run in runs.values()}.values():
+        need_labels(data.load(config), "a sweep")
     for run in runs.values():
         file = run.folder / settings.FILE
         if file.exists() and settings.load(file) != run.config:
@@ -134,7 +141,7 @@ class Workers:
             yield futures[future], future.result()
 
     def _train(self, run: Run) -> Result:
-        if (run.folder / EVALUATION).exists():
+        if (run.folder / evaluation.FILE).exists():
             return Result.of(run.folder)
         command = [sys.executable, "-m", "swav_trainer", "train"]
         if any((run.folder / name).exists() for name in saved.NAMES):
