@@ -79,6 +79,26 @@ def test_weights_of_one_are_the_mean_and_of_zero_nothing(backend: str, device: s
     assert_loss(part.cpu(), alone.double().cpu() * 4 / 9)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_row_of_weight_0_makes_no_plausible_loss(
+    value: float, backend: str, device: str
+) -> None:
+    """Its gradient is NaN, and the loss says so; codes of 0 on a mask are 0 all the same."""
+    scores, codes = scores_of(4, 3), random_codes(4, 3)
+    scores[0, 1] = -torch.inf
+    scores[1] = value
+    weights = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    loss, (d_scores,) = value_and_gradients(
+        lambda s: sk.prototype_cross_entropy(
+            s, codes.to(device), weights=weights.to(device), backend=backend
+        ),
+        scores.to(device),
+    )
+    assert loss.isnan()
+    assert d_scores[1].isnan().all()
+    assert d_scores[2:].isfinite().all()
+
+
 def test_masked_scores_and_codes_of_any_sum(backend: str, device: str) -> None:
     scores, codes = scores_of(11, 8), random_codes(11, 8) * 1.7
     scores[2, 3] = scores[10, :5] = -torch.inf

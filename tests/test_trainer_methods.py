@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from swav_trainer import crops, data, optim
+from gloo import run_ranks
+from swav_trainer import config, crops, data, optim
 from swav_trainer.build import build_model
 from swav_trainer.deepcluster import UNSEEN, spherical_kmeans
 from swav_trainer.engine import Trainer
@@ -362,6 +363,52 @@ def test_deepcluster_resumes_exactly(tmp_path: Path) -> None:
     assert second.train(None)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def rows_at_the_end(rank: int, settings: config.Config, folder: Path) -> Tensor:
+    trainer = Trainer(settings, data.load(settings), folder)
+    trainer.restore()
+    assert trainer.step == 16
+    trainer.train(None)
+    return trainer.objective.rows
+
+
+def test_deepcluster_goes_on_with_more_processes_within_an_epoch(tmp_path: Path) -> None:
+    """No image of the epoch is lost, and none is there twice."""
+    settings = dataclasses.replace(DEEPCLUSTER, epochs=2)
+    first = Trainer(settings, data.load(settings), tmp_path)
+    step = first._train_step
+
+    def stopping_step(*batch):
+        if first.step == 15:
+            first.stop.ask()
+        return step(*batch)
+
+    first._train_step = stopping_step
+    assert not first.train(None)
+    (tmp_path / "ranks").mkdir()
+    rows = torch.cat(run_ranks(2, tmp_path / "ranks", rows_at_the_end, settings, tmp_path))
+    assert len(rows.unique()) == len(rows) == first.loader.steps * settings.batch_size
+
+
+def test_deepcluster_refuses_what_it_would_leave_aside() -> None:
+    for change in ({"queue_length": 256}, {"hard_codes": True}, {"assignment": "softmax"}):
+        (name,) = change
+        with pytest.raises(TrainerError, match=f"{name} must be .* where method is deepcluster"):
+            dataclasses.replace(DEEPCLUSTER, **change)
+
+
+def test_a_stop_in_the_last_step_ends_the_run_as_it_would_have_ended(tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, data.load(SMALL), tmp_path)
+    step = trainer._train_step
+
+    def stopping_step(*batch):
+        if trainer.step == trainer.num_steps - 1:
+            trainer.stop.ask()
+        return step(*batch)
+
+    trainer._train_step = stopping_step
+    assert trainer.train(None)
 
 
 def test_deepcluster_in_parts_learns_the_same(tmp_path: Path) -> None:

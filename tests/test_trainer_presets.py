@@ -93,6 +93,7 @@ def test_a_preset_may_build_on_another_one(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "swav_400ep"\nepochs = 7\n')
     assert load(path) == dataclasses.replace(load_preset("swav_400ep"), epochs=7)
+    assert cli.main(["presets", str(path)]) == 0
     path.write_text('base = "swav_40ep"\n')
     with pytest.raises(TrainerError, match="unknown preset 'swav_40ep'.*did you mean 'swav_400ep'"):
         load(path)

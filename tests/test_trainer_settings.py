@@ -1,6 +1,7 @@
 """Settings and the command line: presets, options, and what a user may get wrong."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,32 @@ def test_mistakes_on_the_command_line(
         capsys,
     )
     assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "digits", "--hue", "0.1"], "--hue must be 0 for --data digits"),
+        (
+            ["--data", "synthetic:90x24", "--rotation", "9"],
+            "--rotation must be 0 .* are not turned",
+        ),
+        (
+            ["--preset", "digits", "--queue-length", "256", "--queue-epoch", "99"],
+            "queue_epoch must",
+        ),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.search(message, error_of(["train", *options], capsys))
+
+
+def test_presets_and_doctor_have_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("presets", "doctor"):
+        assert cli.main([name, "--help"]) == 0
+        assert f"usage: swav {name}" in capsys.readouterr().out
 
 
 def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,11 @@ def sweep(preset: str, output: Path, *options: str) -> int:
     return cli.main(["sweep", "--preset", preset, "--output", str(output), *options])
 
 
+def test_seeds_are_no_setting_of_a_sweep() -> None:
+    with pytest.raises(TrainerError, match="a sweep's seeds are named by --seeds"):
+        cells.grid(load_preset("digits"), ["seed=3,4"])
+
+
 def test_a_grid_is_run_once_and_compared(
     preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """The Sinkhorns of lightning-bolts: methods of its `SWAVLoss`, which take the `self` they had.
 
-`distributed_sinkhorn` is the older form of the official code too, without `self`.
+The older form of the official code is `distributed_sinkhorn` too, with None for `self`.
 """
 
 from torch import Tensor

@@ -19,8 +19,8 @@ def distributed_sinkhorn(
 ) -> Tensor:
     """Codes of all ranks' scores: `softmax(out / epsilon + log(u), -1)`, as in `sinkhorn`.
 
-    The older form `distributed_sinkhorn(Q, nmb_iters)`, of exponentials [K, N], is that of
-    `swav_kernels.compat.bolts`.
+    The older form `distributed_sinkhorn(Q, nmb_iters)`, of exponentials [K, N], is
+    `swav_kernels.compat.bolts.distributed_sinkhorn(None, Q, nmb_iters)`.
 
     Args:
         out: scores [N, K], queue rows first as there; slice the batch's rows from the result.

@@ -54,7 +54,8 @@ def patch(code_base: str) -> None:
 
     Every module of the package that holds the function gets the new one; a name that other modules
     took from it before stays the old one, so patch first. Methods are swapped in their classes, for
-    instances that exist too. What a version of the package lacks is skipped. lightly's `SwaVLoss`
+    instances that exist too; but bolts' `SWAVLoss` takes its method as it is built, so patch before
+    that. What a version of the package lacks is skipped. lightly's `SwaVLoss`
     stays, and calls the new Sinkhorn: `compat.lightly.SwaVLoss` is the fused one.
 
     Args:

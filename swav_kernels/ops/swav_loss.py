@@ -60,7 +60,8 @@ def swav_loss(
         hard: one-hot codes.
         prototype_weights: [K], the share of samples each prototype gets; None is equal shares.
         precision: "bfloat16" rounds the operands of the products, sums stay float32. On `triton` it
-            also stores scores in 16 bits where that saves products: 16 MiB to 4 GiB of them.
+            also stores scores in 16 bits where that saves products: 16 MiB to 4 GiB of them, soft
+            codes, K <= 8192.
         normalize: L2-normalise features and queue first, with the gradient through it.
         return_stats: also return telemetry of the codes, without a host synchronisation.
         backend: "auto", "reference", "cpu" or "triton"; None follows `use_backend`.

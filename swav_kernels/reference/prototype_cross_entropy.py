@@ -8,9 +8,10 @@ def prototype_cross_entropy(
     scores: Tensor, codes: Tensor, temperature: float, weights: Tensor | None
 ) -> Tensor:
     """Mean over the rows of -w sum_k q log softmax(s / temperature); scores, codes [N, K]."""
-    log_p = torch.log_softmax(scores / temperature, dim=-1)
-    # a code of 0 on a masked score is 0, not 0 * inf
-    rows = -(codes * torch.where(codes == 0, 0, log_p)).sum(-1)
     if weights is not None:
-        rows = rows * weights
+        codes = codes * weights.unsqueeze(1)
+    logits = (scores / temperature).contiguous()  # the same sums in any layout
+    # a code of 0 on a masked score is 0, not 0 * inf
+    dots = torch.where(codes == 0, 0, codes * logits).sum(-1)
+    rows = codes.sum(-1) * torch.logsumexp(logits, -1) - dots
     return rows.sum() / max(len(rows), 1)

@@ -59,7 +59,11 @@ def _swapped_kernel(
         # a code of 0 on a masked score is 0, not 0 * inf
         dots += tl.sum(tl.where(codes == 0, 0.0, codes * logits), 1)
     log_sum = maximum + tl.log2(total)
-    losses = tl.where(mass == 0, 0.0, mass * log_sum) - dots
+    # a crop that predicts no codes does not count, whatever its scores are
+    num_targets = tl.full([], len(ASSIGN), tl.int32)
+    for a in tl.static_range(len(ASSIGN)):
+        num_targets -= tl.where(crop == ASSIGN[a], 1, 0)
+    losses = tl.where(num_targets == 0, 0.0, mass * log_sum - dots)
     loss = tl.sum(tl.where(rows < num_samples, losses, 0.0), 0) * LN2
     if d_scores_ptr is not None:
         for start in range(0, stop, BLOCK_K):
@@ -75,6 +79,7 @@ def _swapped_kernel(
             inside = (rows < num_samples)[:, None] & (k < num_prototypes)[None, :]
             offsets = (crop * num_samples + rows)[:, None] * num_prototypes + k[None, :]
             d_scores = d_scale * (mass[:, None] * p - codes)
+            d_scores = tl.where(num_targets == 0, 0.0, d_scores)
             tl.store(d_scores_ptr + offsets, d_scores, mask=inside)
     tl.store(loss_ptr + crop * tl.num_programs(0) + tl.program_id(0), loss)
 
