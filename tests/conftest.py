@@ -107,3 +107,14 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run on digits."""
+    from swav_trainer import cli  # the libraries of the trainer's extra
+
+    run = tmp_path_factory.mktemp("runs") / "digits"
+    options = ["--preset", "digits", "--epochs", "2", "--width", "4", "--output", str(run)]
+    assert cli.main(["train", *options]) == 0
+    return run

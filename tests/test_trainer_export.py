@@ -21,14 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--preset", "digits", "--epochs", "1", "--width", "4", "--output", str(run)]
-    assert cli.main(["train", *options]) == 0
-    return run
-
-
-@pytest.fixture(scope="module")
 def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet-18."""
     images = pictures(tmp_path_factory.mktemp("images") / "set", each=20)

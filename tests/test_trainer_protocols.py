@@ -32,14 +32,6 @@ def blobs(count: int, num_classes: int = 7, seed: int = 0) -> tuple[torch.Tensor
     return centres[labels] + 1.5 * torch.randn(count, 12, generator=generator), labels
 
 
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--preset", "digits", "--epochs", "2", "--width", "4", "--output", str(run)]
-    assert cli.main(["train", *options]) == 0
-    return run
-
-
 # --- neighbours -----------------------------------------------------------------------------------
 
 

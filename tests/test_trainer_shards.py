@@ -275,7 +275,7 @@ def test_links_and_names_that_lead_elsewhere_are_counted_and_nothing_is_written(
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     hostile = [
-        member("../../up.png", picture(0)), member("/tmp/absolute.png", picture(0)),
+        member("../../up.png", picture(0)), member("/absolute.png", picture(0)),
         member("a/../../b.png", picture(0)), member("link.png", kind=tarfile.SYMTYPE),
         member("hard.png", kind=tarfile.LNKTYPE), member("device.png", kind=tarfile.CHRTYPE),
         member("pipe.png", kind=tarfile.FIFOTYPE), member("..", kind=tarfile.DIRTYPE),

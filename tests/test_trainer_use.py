@@ -15,14 +15,6 @@ from swav_trainer.sources import packaged
 
 
 @pytest.fixture(scope="module")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--preset", "digits", "--epochs", "2", "--width", "4", "--output", str(run)]
-    assert cli.main(["train", *options]) == 0
-    return run
-
-
-@pytest.fixture(scope="module")
 def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 220 files, one of which is no image."""
     images = pictures(tmp_path_factory.mktemp("images") / "set", each=110)
