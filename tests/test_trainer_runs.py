@@ -21,7 +21,8 @@ from swav_trainer.log import Log, read
 from swav_trainer.settings import load, load_preset, save
 
 DIGITS = load_preset("digits")
-TIMES = ("seconds", "data_share")  # of a line of metrics.jsonl
+# of a line of metrics.jsonl, what no two runs have alike
+TIMES = ("seconds", "data_share", "network_share", "loss_share", "peak_memory")
 SHORT = dataclasses.replace(DIGITS, epochs=2, width=4, log_every=1, queue_length=256)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from gloo import run_ranks
-from swav_trainer import alarm, config, data, ranks, telemetry
+from swav_trainer import alarm, clock, config, data, ranks, telemetry
 from swav_trainer.engine import Trainer
 from swav_trainer.log import Log, read
 from swav_trainer.settings import load_preset
@@ -15,7 +15,8 @@ from swav_trainer.settings import load_preset
 import swav_kernels as sk
 
 DIGITS = load_preset("digits")
-NAMES = {"feature_rank", "dead_prototypes", "duplicate_prototypes", "data_share"}
+MACHINE = {"data_share", "network_share", "loss_share", "peak_memory"}
+NAMES = {"feature_rank", "dead_prototypes", "duplicate_prototypes", *MACHINE}
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -74,13 +75,17 @@ def test_the_queue_tells_its_age_and_its_fit() -> None:
     assert telemetry.queue_fit(queue, features, prototypes) == pytest.approx(1.0)
 
 
-def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter((10.0, 14.0, 18.0, 20.0))
-    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: next(now))
-    clock = telemetry.Clock()
-    assert clock.share(waited=3.0) == 0.75
-    assert clock.share(waited=3.0) == 0.0
-    assert clock.share(waited=4.0) == 0.5
+def test_the_clock_tells_where_the_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((10.0, 11.0, 12.0, 14.0, 15.0, 17.0, 18.0, 20.0))
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
+    watch = clock.Clock(torch.device("cpu"))  # at 10
+    with watch.part("network"):
+        pass  # from 11 to 12
+    assert watch.shares(waited=3.0) == {"network_share": 0.25, "data_share": 0.75}  # at 14
+    with watch.part("loss"):
+        pass  # from 15 to 17
+    assert watch.shares(waited=3.0) == {"loss_share": 0.5, "data_share": 0.0}  # at 18
+    assert watch.shares(waited=4.0) == {"data_share": 0.5}  # at 20
 
 
 def train(settings: config.Config, folder: Path) -> Trainer:
@@ -117,11 +122,14 @@ def test_processes_tell_what_one_tells(tmp_path: Path) -> None:
     for line in wanted:
         assert set(line) >= NAMES
         assert line["feature_rank"] > 1
-        assert 0 < line["data_share"] < 1
+        shares = [line[f"{part}_share"] for part in ("data", "network", "loss")]
+        assert min(shares) > 0
+        assert 0.5 < sum(shares) < 1
+        assert line["peak_memory"] > 50
     assert [line["queue_age"] for line in wanted] == [0, 2, 2]
     assert wanted[0]["queue_fit"] is None
     for ours, theirs in zip(wanted, got, strict=True):
-        for name in (NAMES | {"queue_age"}) - {"data_share"}:
+        for name in (NAMES | {"queue_age"}) - MACHINE:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
 
 

@@ -23,7 +23,8 @@ def train_step(trainer: "Trainer", epoch: int, step: int) -> tuple[Tensor, dict[
     trainer.begin_step()
     objective = trainer.objective
     assign_features = _embed(trainer, epoch, step)
-    potentials = objective.potentials(assign_features)
+    with trainer.clock.part("loss"):
+        potentials = objective.potentials(assign_features)
     loss = _learn(trainer, epoch, step, potentials)
     stats = objective.telemetry(assign_features, potentials, loss)
     trainer.end_step(assign_features, trainer.loader.rows(epoch, step))
@@ -34,10 +35,10 @@ def train_step(trainer: "Trainer", epoch: int, step: int) -> tuple[Tensor, dict[
 def _embed(trainer: "Trainer", epoch: int, step: int) -> Tensor:
     """Features [A, B, D] of this process's images; the network is left as it was."""
     with untouched_buffers(trainer.model):
-        parts = [
-            trainer.assigned(trainer.project(trainer.model, crops))
-            for crops, _ in parts_of(trainer, epoch, step)
-        ]
+        parts = []
+        for crops, _ in parts_of(trainer, epoch, step):
+            with trainer.clock.part("network"):
+                parts.append(trainer.assigned(trainer.project(trainer.model, crops)))
     return torch.cat(parts, 1)
 
 
@@ -60,10 +61,12 @@ def _learn(trainer: "Trainer", epoch: int, step: int, potentials: list[Tensor] |
     for crops, rows in parts_of(trainer, epoch, step):
         left -= len(rows)
         with _without_exchange(trainer) if left else contextlib.nullcontext():
-            features = trainer.project(trainer.network, crops)
-            loss, _ = trainer.objective.loss(features, rows, potentials)
+            with trainer.clock.part("network"):
+                features = trainer.project(trainer.network, crops)
+            with trainer.clock.part("loss"):
+                loss = trainer.objective.part_loss(features, rows, potentials)
             loss = loss * (len(rows) / trainer.loader.share)
-            trainer.scaler.scale(loss).backward()
+            trainer.learn(loss)
         total += loss.detach()
     return total
 
@@ -76,6 +79,16 @@ def parts_of(trainer: "Trainer", epoch: int, step: int) -> Iterator[tuple[list[T
     for number, (crops, rows) in enumerate(parts):
         with trainer.chance(number):
             yield crops, rows
+
+
+def summary(trainer: "Trainer") -> str:
+    """How a step is taken over more images than fit at a time, for the user."""
+    config, loader = trainer.config, trainer.loader
+    size = trainer.dtype.itemsize * len(config.assign) * loader.share * config.feature_dim
+    return (
+        f"a step of {config.step_images} images in parts of {config.batch_size}, each embedded "
+        f"twice; {size / 2**20:.1f} MiB of features are held of the whole"
+    )
 
 
 def _without_exchange(trainer: "Trainer") -> contextlib.AbstractContextManager[None]:

@@ -81,6 +81,9 @@ class Config:
     shard: bool
     """Share the network's weights, gradients and optimiser state among the processes (FSDP), and
     write checkpoints as a folder of shards; one process alone keeps them whole."""
+    overlap: bool
+    """Balance the codes while the network embeds the crops of the other kinds, which have none: on
+    GPUs the two go on at once. The head's batch norms then see the first kind by itself."""
 
     epsilon: float
     """Smoothing of the Sinkhorn codes: the first setting to lower if the loss stays near ln K."""

@@ -98,6 +98,11 @@ class DeepCluster:
         """No codes depend on the batch."""
 
     def loss(self, features: Tensor, rows: Tensor, potentials: None = None) -> tuple[Tensor, Stats]:
+        """`part_loss`, and what the features' codes would look like."""
+        loss = self.part_loss(features, rows, potentials)
+        return loss, self.telemetry(features.detach()[list(self.config.assign)], None, loss)
+
+    def part_loss(self, features: Tensor, rows: Tensor, potentials: None) -> Tensor:
         """Cross-entropy of all crops with their images' clusters, the mean over the heads.
 
         An image that the epoch before left out counts as 0.
@@ -113,8 +118,7 @@ class DeepCluster:
                 reduction="sum",
             )
             losses.append(total / wanted.numel())
-        loss = average(losses)
-        return loss, self.telemetry(features.detach()[list(self.config.assign)], None, loss)
+        return average(losses)
 
     def telemetry(self, assign_features: Tensor, potentials: None, loss: Tensor) -> Stats:
         """What the features' balanced codes would look like, as in a SwAV run."""
@@ -126,6 +130,10 @@ class DeepCluster:
         """Keep the features [A, B, D] for the next clusters."""
         steps = len(self.rows) // self.share
         self._keep(assign_features, rows, step % steps * self.share)
+
+    def release(self) -> None:
+        """Let go of the other processes."""
+        self._swav.release()
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it; all processes call it."""

@@ -20,6 +20,7 @@ from swav_trainer.errors import TrainerError, printable
 from swav_trainer.loader import Loader
 from swav_trainer.log import Log
 from swav_trainer.model import Network
+from swav_trainer.overlap import Balancing
 from swav_trainer.protocols.online import online_knn
 from swav_trainer.signals import Stop
 from swav_trainer.swav import SwAV
@@ -70,7 +71,8 @@ class Trainer:
         # scales the loss so that float16 gradients do not vanish; off, it changes nothing
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.autocast == "float16")
         self.watch = Watch(config)
-        self.probe = Probe(config, self.num_steps)
+        self.probe = Probe(config, self.num_steps, self.device)
+        self.clock = self.probe.clock
         self.told: dict[str, float] = {}  # by the probe at the last step
         self.step = 0
         self.seconds = 0.0
@@ -115,10 +117,13 @@ class Trainer:
 
     def _train_step(self, crops: list[Tensor], rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.begin_step()
-        with self.chance():
-            features = self.project(self.network, crops)
-        loss, stats = self.objective.loss(features, rows)
-        self.scaler.scale(loss).backward()
+        balancing = Balancing(self.objective, self.device) if self.config.overlap else None
+        with self.chance(), self.clock.part("network"):
+            features = self.project(self.network, crops, balancing)
+        with self.clock.part("loss"):
+            potentials = None if balancing is None else balancing.finish()
+            loss, stats = self.objective.loss(features, rows, potentials)
+        self.learn(loss)
         self.end_step(self.assigned(features), rows)
         return loss.detach(), stats
 
@@ -129,6 +134,11 @@ class Trainer:
             torch.manual_seed(seeds.number(self.config.seed, self.step, part, ranks.index()))
             yield
 
+    def learn(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, or of a part of it, to the parameters'."""
+        with self.clock.part("network"):
+            self.scaler.scale(loss).backward()
+
     def begin_step(self) -> None:
         """Set the learning rate, normalise the prototypes, forget the gradients."""
         rate = optim.learning_rate(self.step, self.num_steps, self.config)
@@ -138,13 +148,24 @@ class Trainer:
             head.normalize_()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def project(self, network: torch.nn.Module, crops: list[Tensor]) -> Tensor:
+    def project(
+        self, network: torch.nn.Module, crops: list[Tensor], balancing: Balancing | None = None
+    ) -> Tensor:
         """Crops as the loader gives them -> features [V, B, D]."""
         half = self.config.autocast
-        with torch.autocast(self.device.type, getattr(torch, half, None), enabled=half != "off"):
-            features = network([x.to(self.device, self.dtype, non_blocking=True) for x in crops])
         images = len(crops[0]) // self.config.crop_kinds[0].count
-        return features.to(self.dtype).view(-1, images, self.config.feature_dim)
+
+        def by_crop(features: Tensor) -> Tensor:
+            return features.to(self.dtype).view(-1, images, self.config.feature_dim)
+
+        def begin(features: Tensor) -> None:
+            assert balancing is not None
+            with torch.autocast(self.device.type, enabled=False):
+                balancing.start(self.assigned(by_crop(features)))
+
+        with torch.autocast(self.device.type, getattr(torch, half, None), enabled=half != "off"):
+            crops = [x.to(self.device, self.dtype, non_blocking=True) for x in crops]
+            return by_crop(network(crops, None if balancing is None else begin))
 
     def assigned(self, features: Tensor) -> Tensor:
         """Those of the crops that have codes, [A, B, D], of all features [V, B, D]."""
@@ -180,6 +201,7 @@ class Trainer:
         """Let go of the other processes."""
         self.network = self.model
         batch_norm.release(self.model)
+        self.objective.release()
 
     def _observe(self, log: Log | None, loss: Tensor, stats: dict[str, Tensor]) -> None:
         loss = ranks.mean(loss)

@@ -1,6 +1,6 @@
 """The model of a run: backbone, projection head and prototypes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ import swav_kernels as sk
 from swav_trainer import networks
 from swav_trainer.config import Config
 from swav_trainer.networks.recompute import run
+
+SeeFirst = Callable[[Tensor], None]
 
 
 class Model(nn.Module):
@@ -32,8 +34,19 @@ class Model(nn.Module):
         """All sets of prototypes; there is one but for settings that ask for more."""
         return [self.prototypes, *self.other_prototypes]
 
-    def forward(self, crops: Sequence[Tensor]) -> Tensor:
-        """Project crops of each size, [V_i B, C, H_i, W_i], to normalised features [V B, D]."""
+    def forward(self, crops: Sequence[Tensor], see_first: SeeFirst | None = None) -> Tensor:
+        """Project crops of each size, [V_i B, C, H_i, W_i], to normalised features [V B, D].
+
+        `see_first` gets those of the first size before the other ones are embedded, which then
+        go through the head, and its batch norms, by themselves.
+        """
+        if see_first is None:
+            return self._project(crops)
+        first = self._project(crops[:1])
+        see_first(first.detach())
+        return torch.cat([first, self._project(crops[1:])])
+
+    def _project(self, crops: Sequence[Tensor]) -> Tensor:
         features = [
             run(self.backbone, x.contiguous(memory_format=torch.channels_last), self._recompute)
             for x in crops
@@ -65,9 +78,9 @@ class Network(nn.Module):
         self.backbone, self.head = model.backbone, model.head
         self._forward = model.forward
 
-    def forward(self, crops: Sequence[Tensor]) -> Tensor:
+    def forward(self, crops: Sequence[Tensor], see_first: SeeFirst | None = None) -> Tensor:
         """As `Model`."""
-        return self._forward(crops)
+        return self._forward(crops, see_first)
 
 
 class Projection(torch.nn.Module):

@@ -56,6 +56,16 @@ def check_ranges(config: "Config") -> None:
         refuse_unless(
             config.autocast != "float16", "autocast", "off or bfloat16 where shard is true"
         )
+    if config.overlap:
+        kinds, last = config.crop_kinds, max(config.assign)
+        for condition, where in (
+            (config.method == "swav", f"method is {config.method}"),
+            (config.assignment == "sinkhorn", f"assignment is {config.assignment}"),
+            (not config.effective_batch, f"effective_batch is {config.effective_batch}"),
+            (len(kinds) > 1, f"crops are of one kind, {config.crops}"),
+            (last < kinds[0].count, f"assign names crop {last}, which is not of the first kind"),
+        ):
+            refuse_unless(condition, "overlap", f"false where {where}")
     refuse_unless(0 <= config.hue <= 0.5, "hue", "from 0 to 0.5")
     refuse_unless(0 < config.holdout < 1, "holdout", "between 0 and 1")
     refuse_unless(

@@ -96,6 +96,11 @@ def group() -> dist.ProcessGroup | None:
     return dist.group.WORLD if count() > 1 else None
 
 
+def group_apart() -> dist.ProcessGroup | None:
+    """All processes once more: its collectives do not wait for those of `group`."""
+    return dist.new_group(timeout=TIMEOUT) if count() > 1 else None
+
+
 def local_device(name: str) -> str:
     """Return the GPU of this process on its machine."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and count() > 1 else name

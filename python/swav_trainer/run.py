@@ -11,8 +11,20 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from swav_trainer import data, machine, ranks, released, report, saved, settings, sources, trackers
+from swav_trainer import (
+    accumulation,
+    data,
+    machine,
+    ranks,
+    released,
+    report,
+    saved,
+    settings,
+    sources,
+    trackers,
+)
 from swav_trainer.build import build_model
+from swav_trainer.clock import peak_memory
 from swav_trainer.config import FIELDS, FOLDER_PREFIX, Config
 from swav_trainer.data import Dataset
 from swav_trainer.engine import Trainer
@@ -167,6 +179,8 @@ def _run(trainer: Trainer, problem: str = "") -> int:
         f"{trainer.num_steps} steps on {_where(trainer)}; run {printable(folder)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+    if trainer.loader.share > trainer.loader.batch:
+        console.print(accumulation.summary(trainer), markup=False, soft_wrap=True)
     if not dataset.has_labels:
         console.print(
             f"{dataset.name} has no labels, or one class: it is learned from, but there will be no "
@@ -197,6 +211,9 @@ def _run(trainer: Trainer, problem: str = "") -> int:
             markup=False, soft_wrap=True,
         )  # fmt: skip
         return trainer.stop.exit_code
+    seconds = f"{trainer.seconds:.0f} s, {trainer.seconds / trainer.num_steps:.3g} s a step"
+    memory = peak_memory(trainer.device)
+    console.print(f"Trained in {seconds}, in {memory:.0f} MiB of memory at most.", markup=False)
     _evaluate(console, trainer, folder)
     return 0
 

@@ -1,7 +1,7 @@
 """What a SwAV run minimises: the swapped loss over its prototypes, with queue and telemetry."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class SwAV:
         self.config = config
         self.model = model
         weight = model.prototypes.weight
+        self._group = ranks.group_apart() if config.overlap else ranks.group()
         self.queue = None
         if config.queue_length:
             length = ranks.share(config.queue_length, "--queue-length")
@@ -68,7 +69,7 @@ class SwAV:
                 epsilon=config.epsilon,
                 iterations=config.iterations,
                 queue=None if self.queue is None else self.queue.rows(),
-                group=ranks.group(),
+                group=self._group,
                 precision=config.precision,
                 backend=self.backend,
             )
@@ -83,25 +84,30 @@ class SwAV:
         Args:
             features: [V, B, D].
             rows: the images, which SwAV need not know.
-            potentials: those of a larger batch.
+            potentials: of the codes, where they are known.
         """
-        apart = potentials is None and self.config.assignment == "softmax"
-        if apart:
+        if potentials is None and self.config.assignment == "softmax":
             potentials = self.potentials(features)
-        result = self._loss(features, self.config.assign, potentials)
-        if apart and ranks.count() > 1:
-            assigned = features.detach()[list(self.config.assign)]
-            return result[0], self.telemetry(assigned, potentials, result[0])
-        return result
+        results = self._losses(features, self.config.assign, potentials, return_stats=True)
+        return average([loss for loss, _ in results]), _average_stats(results)
 
-    def _loss(
-        self, features: Tensor, assign: tuple[int, ...], potentials: list[Tensor] | None
-    ) -> tuple[Tensor, Stats]:
+    def part_loss(self, features: Tensor, rows: Tensor, potentials: list[Tensor] | None) -> Tensor:
+        """Loss of a part of a batch, whose codes the whole batch has balanced."""
+        return average(self._losses(features, self.config.assign, potentials, return_stats=False))
+
+    def _losses(
+        self,
+        features: Tensor,
+        assign: tuple[int, ...],
+        potentials: list[Tensor] | None,
+        return_stats: bool,
+    ) -> list[Any]:
+        """What `swav_loss` returns, for each head."""
         config = self.config
-        losses, stats = [], []
-        for i, head in enumerate(self.model.prototype_heads):
-            try:
-                result = sk.swav_loss(
+        shares = return_stats or potentials is None  # something with the other processes
+        try:
+            return [
+                sk.swav_loss(
                     features,
                     head.weight,
                     assign=assign,
@@ -110,30 +116,28 @@ class SwAV:
                     iterations=config.iterations,
                     queue=None if self.queue is None or potentials else self.queue.rows(),
                     potentials=None if potentials is None else potentials[i],
-                    group=ranks.group() if potentials is None else None,
+                    group=self._group if shares else None,
                     hard=config.hard_codes,
                     precision=config.precision,
-                    return_stats=True,
+                    return_stats=return_stats,
                     backend=self.backend,
                 )
-            except ValueError as error:  # a backend that cannot run here, an epsilon out of range
-                raise TrainerError(str(error)) from error
-            assert isinstance(result, tuple)
-            losses.append(result[0])
-            stats.append(result[1])
-        return average(losses), {
-            name: average([values[name] for values in stats]) for name in stats[0]
-        }
+                for i, head in enumerate(self.model.prototype_heads)
+            ]
+        except ValueError as error:  # a backend that cannot run here, an epsilon out of range
+            raise TrainerError(str(error)) from error
 
     @torch.no_grad()
     def telemetry(
         self, assign_features: Tensor, potentials: list[Tensor] | None, loss: Tensor
     ) -> Stats:
-        """Telemetry over all processes where the loss was taken with potentials."""
-        every = torch.cat(ranks.gather(assign_features.detach().contiguous()), 1)
+        """Telemetry of the codes [A, B, D] of a step whose loss was taken otherwise."""
         # the loss wants two crops, the telemetry looks at those that have codes
-        views = every if len(every) > 1 else torch.cat([every, every])
-        _, stats = self._loss(views, tuple(range(len(every))), potentials)
+        views = assign_features if len(assign_features) > 1 else assign_features.repeat(2, 1, 1)
+        results = self._losses(
+            views, tuple(range(len(assign_features))), potentials, return_stats=True
+        )
+        stats = _average_stats(results)
         stats["loss_minus_log_k"] = ranks.mean(loss) - math.log(self.config.num_prototypes)
         return stats
 
@@ -141,6 +145,10 @@ class SwAV:
         """Let the features [A, B, D] of this step's images join the queue."""
         if self.queue is not None and step >= self._queue_start:
             self.queue.update(assign_features)
+
+    def release(self) -> None:
+        """Let go of the other processes."""
+        self._group = None
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it; all processes call it."""
@@ -159,6 +167,10 @@ class SwAV:
             )
             self.queue.storage.copy_(storage)
             self.queue.set_extra_state(position)
+
+
+def _average_stats(results: list[tuple[Tensor, Stats]]) -> Stats:
+    return {name: average([stats[name] for _, stats in results]) for name in results[0][1]}
 
 
 def average(values: list[Tensor]) -> Tensor:

@@ -5,13 +5,13 @@ same steps.
 """
 
 import math
-import time
 
 import torch
 from torch import Tensor
 
 import swav_kernels as sk
 from swav_trainer import ranks
+from swav_trainer.clock import Clock, peak_memory
 from swav_trainer.config import Config
 
 EQUAL = 0.95  # cosine from which two prototypes are one
@@ -99,31 +99,18 @@ def queue_fit(queue: sk.FeatureQueue, features: Tensor, prototypes: Tensor) -> f
     return float(fit(rows[:, oldest.to(rows.device)]) / fit(features))
 
 
-class Clock:
-    """How much of the time the training waits for crops."""
-
-    def __init__(self) -> None:
-        self._waited = 0.0
-        self._since = time.perf_counter()
-
-    def share(self, waited: float) -> float:
-        """Return the share since it was asked last; `waited` are the seconds in all."""
-        now = time.perf_counter()
-        share = (waited - self._waited) / max(now - self._since, 1e-9)
-        self._waited, self._since = waited, now
-        return min(share, 1.0)
-
-
 class Probe:
     """All of it, for the lines of metrics.jsonl.
 
     Args:
         config: the run's.
         num_steps: of the whole run.
+        device: of the network.
     """
 
-    def __init__(self, config: Config, num_steps: int) -> None:
-        self._clock = Clock()
+    def __init__(self, config: Config, num_steps: int, device: torch.device) -> None:
+        self.clock = Clock(device)
+        self._device = device
         self.fill = Fill(config.num_prototypes)
         self._every, self._num_steps = config.log_every, num_steps
 
@@ -151,7 +138,8 @@ class Probe:
             "feature_rank": feature_rank(features),
             "dead_prototypes": self.fill.see(features, prototypes),
             "duplicate_prototypes": duplicate_prototypes(prototypes),
-            "data_share": self._clock.share(waited),
+            "peak_memory": peak_memory(self._device),
+            **self.clock.shares(waited),
         }
         if queue is not None:
             values["queue_age"] = queue_age(queue, features.shape[1])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swav_kernels import checks, dispatch
-from swav_kernels.distributed import Group, warn_if_ungrouped
+from swav_kernels.distributed import Group, resolve_group, warn_if_ungrouped
 from swav_kernels.ops import ready_gradient
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_ASSIGN, DEFAULT_TEMPERATURE
@@ -54,8 +54,8 @@ def swav_loss(
         assign: the A distinct crops whose codes are computed.
         queue: [A, L, D], features of earlier batches: they join the Sinkhorn, never the loss.
         potentials: [A, K], or [K] for all crops, in place of the Sinkhorn, of the same epsilon (see
-            `swav_potentials`). "Without Sinkhorn" is zeros. No queue, group or
-            prototype_weights beside them.
+            `swav_potentials`). "Without Sinkhorn" is zeros. No queue or
+            prototype_weights beside them, and a group only for the stats.
         group: the process group the codes are balanced over; the loss stays this rank's mean.
         hard: one-hot codes.
         prototype_weights: [K], the share of samples each prototype gets; None is equal shares.
@@ -119,8 +119,10 @@ def swav_loss(
         )  # fmt: skip
     else:
         f = _check_potentials(
-            potentials, len(crops), features, prototypes, queue, group, prototype_weights
-        )
+            potentials, len(crops), features, prototypes, queue,
+            None if return_stats else group, prototype_weights,
+        )  # fmt: skip
+        group = resolve_group(OP, group)
     features, prototypes = checks.promote(features.contiguous(), prototypes.contiguous())
     settings = _Settings(crops, temperature, epsilon, hard, precision)
     rows: CodeStatistics | None

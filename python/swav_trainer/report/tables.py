@@ -1,7 +1,7 @@
 """Words and figures: summary, settings that differ, scores, alarms, machine."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from swav_trainer.alarm import GRACE
@@ -17,6 +17,8 @@ FIGURES = {
     "shot1": "1 label a class",
     "shot10": "10 labels a class",
 }
+# what telemetry counts as parts of a step; the rest is optimiser and telemetry
+PARTS = {"data": "waiting for crops", "network": "in the network", "loss": "in loss and Sinkhorn"}
 
 
 def lead(view: "View") -> str:
@@ -136,14 +138,19 @@ def machine(view: "View") -> str:
         first, last = view.steps[0], view.steps[-1]
         seconds, steps = last["seconds"] - first["seconds"], last["step"] - first["step"]
         facts.append(f"{1000 * seconds / max(1, steps):.0f} ms a step")
-    shares = [step["data_share"] for step in view.steps if step.get("data_share") is not None]
-    if shares:
-        mean = sum(shares) / len(shares)
-        facts.append(
-            f"{100 * mean:.0f} % of the time waiting for crops, {100 - 100 * mean:.0f} % in "
-            "network, loss and optimiser"
-        )
+    facts += [
+        f"{100 * share:.0f} % of the time {where}"
+        for name, where in PARTS.items()
+        if (share := _mean(step.get(f"{name}_share") for step in view.steps)) is not None
+    ]
+    if view.steps and view.steps[-1].get("peak_memory") is not None:
+        facts.append(f"{view.steps[-1]['peak_memory']:.0f} MiB of memory at most")
     return "; ".join(facts) or "not written down"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [x for x in values if x is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _row(title: str, values: Sequence[str]) -> str:
