@@ -91,6 +91,28 @@ def test_processes_serve_epoch_after_epoch_and_parts_of_batches(settings: Config
     assert multiprocessing.active_children() == []  # a loader that is forgotten ends them too
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_epoch_is_begun_before_its_turn(settings: Config, kind: str) -> None:
+    part = data.load(settings).train
+    loader = Loader(part, dataclasses.replace(settings, loader=kind, epochs=3))
+    started: list[int] = []
+    start = loader._crew().start
+    loader._crew().start = lambda epoch, rows: (started.append(epoch), start(epoch, rows))[1]
+    steps = loader.steps
+    list(loader.batches(0))
+    assert started == [0] * steps + [1, 1]
+    second = list(loader.batches(1))
+    assert started == [0] * steps + [1] * steps + [2, 2]
+    again = list(loader.batches(1))  # what was begun of epoch 2 is forgotten
+    assert started.count(1) == 2 * steps
+    list(loader.batches(2))
+    assert started.count(2) == 2 + steps  # nothing follows the last epoch
+    loader.close()
+    for wanted in (batches(part, settings), again):
+        for x, y in zip(second, wanted, strict=True):
+            assert all(map(torch.equal, x, y))
+
+
 def test_processes_are_safe_beside_threads_of_torch(settings: Config, threads: None) -> None:
     torch.set_num_threads(2)
     torch.rand(500, 500) @ torch.rand(500, 500)

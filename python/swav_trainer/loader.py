@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,13 @@ if TYPE_CHECKING:  # OpenCV, for files only
     from swav_trainer.threads import Threads
 
 AHEAD = 2  # batches of files that are decoded before they are asked for
+
+Batch = tuple[int, Tensor]  # epoch and images
+
+
+def _key(batch: Batch) -> tuple[int, ...]:
+    epoch, rows = batch
+    return epoch, *rows.tolist()
 
 
 def num_workers(config: Config) -> int:
@@ -51,6 +57,7 @@ class Loader:
         self.files = None if isinstance(part.images, Tensor) else part.images
         self.waited = 0.0  # seconds in which those who asked for batches had none
         self._workers: Threads | Processes | None = None
+        self._begun: dict[tuple[int, ...], Any] = {}  # jobs of the workers
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """Yield this process's crops of each step, [count B, C, H, W] for each kind."""
@@ -75,7 +82,12 @@ class Loader:
             for step, chosen in enumerate(rows, first_step):
                 yield self._crop_in_memory(epoch, step, chosen, self.first)
         else:
-            yield from self._crop_files(epoch, rows)
+            # the next epoch's first ones too, so that no worker waits at its turn
+            following = [
+                (epoch + 1, self.rows(epoch + 1, step))
+                for step in range(min(AHEAD, self.steps) if epoch + 1 < self.config.epochs else 0)
+            ]
+            yield from self._crop_files([(epoch, x) for x in rows], following)
 
     def _micro_batches(self, epoch: int, step: int) -> Iterator[list[Tensor]]:
         parts = self.parts(epoch, step)
@@ -85,7 +97,7 @@ class Loader:
                 yield self._crop_in_memory(epoch, step, rows, first)
                 first += len(rows)
         else:
-            yield from self._crop_files(epoch, parts)
+            yield from self._crop_files([(epoch, x) for x in parts])
 
     def parts(self, epoch: int, step: int) -> list[Tensor]:
         """The images of this process in a step, in even parts."""
@@ -109,14 +121,18 @@ class Loader:
             for kind in self.config.crop_kinds
         ]
 
-    def _crop_files(self, epoch: int, batches: list[Tensor]) -> Iterator[list[Tensor]]:
-        jobs: deque[Any] = deque()
-        for rows in batches:
-            jobs.append(self._crew().start(epoch, rows.numpy()))
-            if len(jobs) > AHEAD:
-                yield self._finish(jobs.popleft())
-        while jobs:
-            yield self._finish(jobs.popleft())
+    def _crop_files(
+        self, batches: list[Batch], following: Sequence[Batch] = ()
+    ) -> Iterator[list[Tensor]]:
+        every = [*batches, *following]
+        near = {_key(batch) for batch in every[: AHEAD + 1]}
+        self._begun = {key: job for key, job in self._begun.items() if key in near}
+        for number, batch in enumerate(batches):
+            for epoch, rows in every[number : number + AHEAD + 1]:
+                key = _key((epoch, rows))
+                if key not in self._begun:
+                    self._begun[key] = self._crew().start(epoch, rows.numpy())
+            yield self._finish(self._begun.pop(_key(batch)))
 
     def _finish(self, job: Any) -> list[Tensor]:
         return [torch.from_numpy(crops).flatten(0, 1) for crops in self._crew().finish(job)]
@@ -136,6 +152,7 @@ class Loader:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+        self._begun.clear()
 
     def whole(self, rows: range, size: int) -> Tensor:
         """Whole images of these rows, [n, C, H, W]; files as their central square."""
