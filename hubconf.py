@@ -22,6 +22,11 @@ def resnet18(weights: _Weights = None, normalize: bool = False) -> _nn.Module:
     return _hub.backbone("resnet18", weights, normalize)
 
 
+def resnet18_cifar(weights: _Weights = None, normalize: bool = False) -> _nn.Module:
+    """ResNet-18 as for images of 32 pixels: see `resnet50`."""
+    return _hub.backbone("resnet18_cifar", weights, normalize)
+
+
 def resnet34(weights: _Weights = None, normalize: bool = False) -> _nn.Module:
     """ResNet-34 without its classifier: see `resnet50`."""
     return _hub.backbone("resnet34", weights, normalize)

@@ -54,7 +54,7 @@ def detectron2_names(blocks: tuple[int, ...], convolutions: int) -> set[str]:
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
 def test_layouts_name_every_weight(arch: str) -> None:
-    blocks, bottleneck, _ = RESNETS[arch]
+    blocks, bottleneck, *_ = RESNETS[arch]
     weights = ResNet(*RESNETS[arch]).state_dict()
     for layout in ("torchvision", "timm"):
         assert convert(weights, layout, arch) == weights
@@ -201,7 +201,7 @@ def test_the_hub_gives_a_backbone_with_the_weights_of_a_run(
 
 
 def test_the_hub_knows_every_resnet() -> None:
-    for name, (_, _, widen) in RESNETS.items():
+    for name, (_, _, widen, *_) in RESNETS.items():
         with torch.device("meta"):  # the widest has 586 million parameters
             assert load(name).conv1.out_channels == 64 * widen
     assert load("resnet50")(torch.rand(1, 3, 64, 64)).shape == (1, 2048)

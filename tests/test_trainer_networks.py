@@ -10,6 +10,7 @@ import torch
 from small_runs import SMALL, first_loss
 from swav_trainer.errors import TrainerError
 from swav_trainer.model import Model
+from swav_trainer.networks.resnet import RESNETS, ResNet
 from swav_trainer.settings import load_preset
 from torch import Tensor, nn
 
@@ -48,6 +49,17 @@ def test_recomputing_changes_nothing(arch: str) -> None:
     assert len(kept) > 5
     for x, y in zip([*kept, *state.values()], [*again, *state_again.values()], strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_a_resnet_for_small_images_keeps_their_pixels() -> None:
+    network = ResNet(*RESNETS["resnet18_cifar"])
+    sides: list[int] = []
+    for stage in (network.layer1, network.layer4):
+        stage.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 512)
+    assert sides == [32, 8]  # the usual beginning leaves 8 and 2
+    # as published: 11.17 million with the classifier of 5130
+    assert sum(p.numel() for p in network.parameters()) == 11_173_962 - 5130
 
 
 def test_recomputing_keeps_less(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ class Config:
     arch: Literal[
         "small",
         "resnet18",
+        "resnet18_cifar",
         "resnet34",
         "resnet50",
         "resnet50w2",
@@ -122,7 +123,8 @@ class Config:
         "vit_s16",
         "vit_b16",
     ]
-    """Backbone; small is a residual net for images of some 24 pixels, w2 has twice the channels."""
+    """Backbone; small is a residual net for images of some 24 pixels, resnet18_cifar begins as one
+    for 32 pixels does, w2 has twice the channels."""
     model: str
     """In place of arch a network of yours, as package.module:callable; called without arguments it
     returns a torch module from images [B, C, H, W] to features [B, dim]. Or timm:NAME or

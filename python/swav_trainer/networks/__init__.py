@@ -30,7 +30,7 @@ def build(config: Config, num_channels: int) -> tuple[nn.Module, int]:
             "--arch small"
         )
     if config.arch in RESNETS:
-        network = ResNet(*RESNETS[config.arch], config.recompute)
+        network = ResNet(*RESNETS[config.arch], recompute=config.recompute)
         return network, network.dim
     for kind in config.crop_kinds:
         if kind.size < PATCH:

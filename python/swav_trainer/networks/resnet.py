@@ -7,8 +7,11 @@ from torch.nn import functional
 
 from swav_trainer.networks.recompute import run
 
-RESNETS = {  # blocks a stage, whether they are bottlenecks, and channels in units of ResNet's
+# blocks a stage, whether they are bottlenecks, channels in units of ResNet's, and whether it begins
+# as for images of 32 pixels (He et al. 2016, section 4.2: one 3x3 convolution, no pooling)
+RESNETS = {
     "resnet18": ((2, 2, 2, 2), False, 1),
+    "resnet18_cifar": ((2, 2, 2, 2), False, 1, True),
     "resnet34": ((3, 4, 6, 3), False, 1),
     "resnet50": ((3, 4, 6, 3), True, 1),
     "resnet50w2": ((3, 4, 6, 3), True, 2),
@@ -73,18 +76,26 @@ class ResNet(nn.Module):
         blocks: of each of the four stages.
         bottleneck: of three convolutions a block in place of two.
         widen: channels in units of ResNet's.
+        fine: begin with a 3x3 convolution and no pooling, for small images.
         recompute: keep the activations between stages only.
     """
 
     def __init__(
-        self, blocks: Sequence[int], bottleneck: bool, widen: int, recompute: bool = False
+        self,
+        blocks: Sequence[int],
+        bottleneck: bool,
+        widen: int,
+        fine: bool = False,
+        *,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.recompute = recompute
         block = Bottleneck if bottleneck else BasicBlock
         inputs = 64 * widen
-        self.conv1, self.bn1 = nn.Conv2d(3, inputs, 7, 2, 3, bias=False), nn.BatchNorm2d(inputs)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.conv1 = conv(3, inputs, 3) if fine else conv(3, inputs, 7, 2)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.maxpool = nn.Identity() if fine else nn.MaxPool2d(3, 2, 1)
         for stage, count in enumerate(blocks):
             channels = 64 * widen * 2**stage
             layers = []
