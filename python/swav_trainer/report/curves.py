@@ -35,6 +35,7 @@ PANELS = (
     Panel("duplicate_prototypes", "duplicate prototypes"),
     Panel("queue_fit", "fit of the queue's oldest rows", False, mark="below: stale"),
     Panel("data_share", "share of time waiting for crops"),
+    Panel("loss_share", "share of time in loss and Sinkhorn"),
 )
 
 Line = list[tuple[float, float]]
