@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 import pathlib
 import pickle
 from pathlib import Path
@@ -19,7 +20,8 @@ def read(file: Path) -> dict[str, TensorStorageMetadata]:
     """Return size and type of each tensor by its name.
 
     Raises:
-        TrainerError: it is no index, or one of something other than tensors.
+        TrainerError: it is no index, one of something other than tensors, or one of more than the
+            files beside it hold.
     """
     shown = printable(file)
     try:
@@ -33,7 +35,27 @@ def read(file: Path) -> dict[str, TensorStorageMetadata]:
     other = [name for name, kind in kinds.items() if not isinstance(kind, TensorStorageMetadata)]
     if other:
         raise TrainerError(f"{shown} names {printable(other[0])}, which is no tensor")
+    _check_files(index, file.parent, shown)
     return kinds
+
+
+def _check_files(index: Metadata, folder: Path, shown: str) -> None:
+    """Refuse an index that leads out of its folder, or would have memory for what is not there."""
+    names = {str(place.relative_path) for place in (index.storage_data or {}).values()}
+    strangers = [name for name in names if Path(name).name != name or name.startswith(".")]
+    if strangers:
+        raise TrainerError(
+            f"{shown} is refused: it names {printable(strangers[0])}, which is no file beside it"
+        )
+    held = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    wanted = sum(
+        max(0, math.prod(kind.size)) * kind.properties.dtype.itemsize
+        for kind in index.state_dict_metadata.values()
+    )
+    if wanted > held:
+        raise TrainerError(
+            f"{shown} is refused: it tells of {wanted} bytes of tensors, and its files hold {held}"
+        )
 
 
 class _Unpickler(pickle.Unpickler):

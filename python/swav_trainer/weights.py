@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ def read(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
+        _refuse_bombs(file)
         with warnings.catch_warnings():  # of a pickle protocol that it may not know
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except TrainerError:
+        raise
     except OSError as error:
         raise TrainerError(f"cannot read {shown}: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -53,3 +57,17 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TrainerError(f"{shown} holds {type(content).__name__}, not tensors by name")
     return content
+
+
+def _refuse_bombs(file: Path) -> None:
+    """Refuse an archive that would unfold to more than it is: torch.save packs nothing."""
+    if not zipfile.is_zipfile(file):
+        return
+    size = file.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        unfolded = sum(member.file_size for member in archive.infolist())
+    if unfolded > size:
+        raise TrainerError(
+            f"{printable(file)} is refused: its {size} bytes unfold to {unfolded}, and torch.save "
+            "packs nothing"
+        )
