@@ -69,7 +69,8 @@ PICKLES = {
     "call of another's name": text("os.system"),
     "instance": f"(S'{COMMAND}'\nios\nsystem\n.".encode(),
     "object": f"(cos\nsystem\nS'{COMMAND}'\no.".encode(),
-    "new object": b"\x80\x02csubprocess\nPopen\n](X\x05\x00\x00\x00touchX\x07\x00\x00\x00witnesse\x85\x81.",
+    "new object": b"\x80\x02csubprocess\nPopen\n]"
+    b"(X\x05\x00\x00\x00touchX\x07\x00\x00\x00witnesse\x85\x81.",
     "state": pickle.dumps(WithState()),
     "eval": pickle.dumps(Call(eval, f"__import__('os').system('{COMMAND}')")),
     "exec": pickle.dumps(Call(exec, f"import os; os.system('{COMMAND}')")),
@@ -129,8 +130,6 @@ def safetensors(header: Any, body: bytes = bytes(64), length: int | None = None)
 
 def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
 
 
 LIES = {
@@ -210,9 +209,10 @@ def lying_storages() -> dict[str, bytes]:
 def bomb() -> bytes:
     """A file of torch.save whose one tensor is 400 MB of packed zeros."""
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(in_archive(b""))) as old, zipfile.ZipFile(
-        file, "w", zipfile.ZIP_DEFLATED, compresslevel=1
-    ) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(in_archive(b""))) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
         for name in old.namelist():
             data = pickle.dumps(bytes(400_000_000)) if name.endswith("data.pkl") else old.read(name)
             new.writestr(name, data)

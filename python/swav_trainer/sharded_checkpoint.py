@@ -150,7 +150,9 @@ def _verified(folder: Path) -> tuple[Path, dict[str, Any]]:
         present = {file.name for file in folder.iterdir()} - {MANIFEST}
         if set(sums) != present:  # which also keeps names with ".." out
             names = ", ".join(map(printable, sorted(set(sums) ^ present)))
-            raise TrainerError(f"the checkpoint {shown} is corrupt (not in files and list: {names})")
+            raise TrainerError(
+                f"the checkpoint {shown} is corrupt (not in files and list: {names})"
+            )
         changed = [name for name, wanted in sums.items() if _sha256(folder / name) != wanted]
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, AttributeError) as error:
