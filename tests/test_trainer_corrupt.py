@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,15 @@ def truncated(content: bytes, number: int, seed: int) -> Iterator[tuple[str, byt
         yield f"{length} bytes", content[:length]
 
 
+def refusal(load: Callable[[], object]) -> str:
+    """Why it is not taken; "" if it is."""
+    try:
+        load()
+    except TrainerError as error:
+        return str(error)
+    return ""
+
+
 def test_one_file(tmp_path: Path) -> None:
     path = tmp_path / checkpoint.NAME
     checkpoint.save(path, TENSORS, STATE)
@@ -50,9 +59,7 @@ def test_one_file(tmp_path: Path) -> None:
     assert len(harmed) == FLIPS + TRUNCATIONS
     for what, bad in harmed:
         path.write_bytes(bad)
-        with pytest.raises(TrainerError, match="is corrupt"):
-            checkpoint.load(path)
-            pytest.fail(f"taken for a good one: {what}")
+        assert "is corrupt" in refusal(lambda: checkpoint.load(path)), what
 
 
 def test_what_is_taken_in_its_place_is_the_one_before(tmp_path: Path) -> None:
@@ -81,9 +88,8 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
         ]
         for what, bad in harmed:
             file.write_bytes(bad)
-            with pytest.raises(TrainerError, match="is corrupt"):
-                sharded_checkpoint.load(path, {})
-                pytest.fail(f"taken for a good one: {what} of {file.name}")
+            said = refusal(lambda: sharded_checkpoint.load(path, {}))
+            assert "is corrupt" in said, (file.name, what)
         file.write_bytes(content)
     _, state, problem = sharded_checkpoint.load(path, {})
     assert (state, problem) == ({"step": 2}, "")
