@@ -9,8 +9,8 @@ from torch import Tensor
 
 import swav_kernels as sk
 
-# (V, B, D, K); the kernels share a Sinkhorn of 65,536 scores and more among threads
-LARGE, SMALL = (3, 1000, 16, 301), (3, 33, 16, 37)
+# (V, B, D, K); a Sinkhorn gets a further thread for every 65,536 scores
+LARGE, SMALL = (3, 500, 16, 301), (3, 33, 16, 37)
 Call = Callable[[], tuple[Tensor, ...]]
 
 

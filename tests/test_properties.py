@@ -287,19 +287,27 @@ def make_groups(rank: int) -> None:
 
 
 def codes_of_rank(
-    rank: int, name: str, sizes: list[int], problem: Problem, options: dict[str, Any]
+    rank: int, name: str, sizes: list[int], problem: Problem, weighted: bool, bounded: bool
 ) -> np.ndarray | None:
     """The codes of the rank's rows, without torch's shared memory; None outside of the group."""
     if rank >= len(sizes):
         return None
-    keywords = {"group": groups[len(sizes)], "backend": name, **problem.settings()}
-    weights = None
-    if options["weighted"]:
-        weights = torch.linspace(0.5, 1, sum(sizes)).split(sizes)[rank]
-        keywords["prototype_weights"] = torch.linspace(1, 2, problem.num_prototypes)
+    keywords = rank_keywords(name, problem, weighted, bounded)
+    if weighted:
+        keywords["sample_weights"] = keywords["sample_weights"].split(sizes)[rank]
     scores = problem.scores().split(sizes)[rank]
-    codes = sk.sinkhorn(scores, sample_weights=weights, score_bound=options["bound"], **keywords)
-    return codes.numpy()
+    return sk.sinkhorn(scores, group=groups[len(sizes)], **keywords).numpy()
+
+
+def rank_keywords(name: str, problem: Problem, weighted: bool, bounded: bool) -> dict[str, Any]:
+    """Keywords of `sinkhorn` for all rows."""
+    keywords = {"backend": name, **problem.settings()}
+    if weighted:
+        keywords["sample_weights"] = torch.linspace(0.5, 1, problem.num_samples)
+        keywords["prototype_weights"] = torch.linspace(1, 2, problem.num_prototypes)
+    if bounded:
+        keywords["score_bound"] = problem.magnitude + 0.1
+    return keywords
 
 
 @pytest.mark.parametrize("name", [x for x in ("reference", "cpu") if x in sk.available_backends()])
@@ -315,14 +323,14 @@ def test_any_number_of_ranks_gives_the_codes_of_one(
     bounded: bool,
 ) -> None:  # fmt: skip
     n = problem.num_samples
-    options = {"weighted": weighted, "bound": problem.magnitude + 0.1 if bounded else None}
-    codes = {}
+    codes = {}  # by the number of ranks
     for world_size in (1, 2, 4):
         marks = [0, *sorted(int(cut * n) for cut in cuts[: world_size - 1]), n]
         sizes = [end - begin for begin, end in pairwise(marks)]  # ranks without rows among them
-        parts = four_ranks.run(codes_of_rank, name, sizes, problem, options)
+        parts = four_ranks.run(codes_of_rank, name, sizes, problem, weighted, bounded)
         codes[world_size] = torch.from_numpy(np.concatenate(parts[:world_size]))
         assert codes[world_size].shape == (n, problem.num_prototypes)
-    for world_size in (2, 4):
-        error = largest(codes[world_size] - codes[1])
+    alone = sk.sinkhorn(problem.scores(), **rank_keywords(name, problem, weighted, bounded))
+    for together in codes.values():
+        error = largest(together - alone)
         assert error <= 2 * sinkhorn_bound(problem.scores(), problem.epsilon)
