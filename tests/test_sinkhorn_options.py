@@ -25,8 +25,17 @@ def test_iterations(backend: str, device: str, iterations: int) -> None:
     assert_codes(sk.sinkhorn(scores.to(device), iterations, backend=backend), wanted, scores, 0.05)
 
 
-@pytest.mark.parametrize("epsilon", [0.05, 0.005])
-@pytest.mark.parametrize(("n", "k"), [(1, 300), (2, 63), (64, 1), (63, 2)])
+@pytest.mark.parametrize(
+    ("n", "k", "epsilon"),
+    [
+        (63, 2, 0.05),
+        pytest.param(63, 2, 0.005, marks=pytest.mark.heavy),
+        pytest.param(2, 63, 0.05, marks=pytest.mark.heavy),
+        pytest.param(1, 300, 0.05, marks=pytest.mark.heavy),
+        pytest.param(1, 300, 0.005, marks=pytest.mark.heavy),
+        pytest.param(64, 1, 0.005, marks=pytest.mark.heavy),
+    ],
+)
 def test_digits_do_not_wear_off_with_iterations(
     backend: str, device: str, n: int, k: int, epsilon: float
 ) -> None:

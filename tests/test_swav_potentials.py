@@ -41,6 +41,7 @@ def test_swav_potentials_equal_those_of_the_scores(backend: str, device: str, le
             assert largest(codes[a] - wanted) <= 2e-6 + 2.0**-21 / epsilon
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("n", "k"), [(1, 300), (63, 2)])
 def test_digits_of_swav_potentials_do_not_wear_off(
     backend: str, device: str, n: int, k: int

@@ -39,8 +39,8 @@ inline void first_potentials(const T* column_max, const T* sums, const T* log_r,
   poison(any != 0, f, n);
 }
 
-// f += log r - log sums + log(total sum / total r) of one problem. The last term is the same for all
-// prototypes: without it f would move by log(K / N) in every iteration, and lose its digits
+// f += log r - log sums + log(total sum / total r) of one problem. The last term is the same for
+// all prototypes: without it f would move by log(K / N) in every iteration, and lose its digits
 template <typename T>
 inline void next_potentials(const T* sums, const T* log_r, int64_t n, T* f) {
   const T tiny = std::numeric_limits<T>::min();
