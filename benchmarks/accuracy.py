@@ -91,7 +91,8 @@ def measure(op: str, device: torch.device, quick: bool) -> Iterator[Row]:
             if why_not(name, op, device, dtype) is None
         }
         found["official"] = _call(op, OFFICIAL[op], inputs, epsilon)
-        if not quick and op != "prototype_scores":  # one product, which is not compiled
+        # not of one product alone, and at the larger size only: compiling is what takes long
+        if size == SIZES[op][-1] and not quick and op != "prototype_scores":
             torch._dynamo.reset()  # each case by itself, or torch would generalise after a few
             compiled = torch.compile(OFFICIAL[op], dynamic=False)
             found["compile"] = _call(op, compiled, inputs, epsilon)

@@ -55,8 +55,9 @@ def sizes(least: int, most: int) -> st.SearchStrategy[int]:
 
 
 SMALL = sizes(1, 40)
+FEW_ITERATIONS = st.sampled_from((3, 1, 2, 4))
 # a sweep costs an interpreter a hundredth of a second
-ITERATIONS = (3, 1, 2, 4) if INTERPRETED else (3, 1, 2, 4, 6, 10, 40)
+ITERATIONS = FEW_ITERATIONS if INTERPRETED else FEW_ITERATIONS | st.sampled_from((6, 10, 40))
 
 
 def epsilons() -> st.SearchStrategy[float]:
@@ -119,6 +120,7 @@ def problems(
     *,
     kinds: tuple[str, ...] = KINDS,
     most: float = 1e4,
+    iterations: st.SearchStrategy[int] = ITERATIONS,
 ) -> st.SearchStrategy[Problem]:
     """Problems [N, K] in the range that the README promises digits or finite codes for."""
     return st.builds(
@@ -128,7 +130,7 @@ def problems(
         num_prototypes=num_prototypes,
         magnitude=magnitudes(most),
         epsilon=epsilons(),
-        iterations=st.sampled_from(ITERATIONS),
+        iterations=iterations,
         seed=seeds(),
     )
 
@@ -180,6 +182,7 @@ def batches(
     num_samples: st.SearchStrategy[int] = SMALL,
     num_prototypes: st.SearchStrategy[int] = SMALL,
     dims: st.SearchStrategy[int] = SMALL,
+    iterations: st.SearchStrategy[int] = ITERATIONS,
 ) -> Batch:
     """Batches of unit rows: what training sees, at any size."""
     num_crops = draw(st.integers(2, 4))
@@ -195,7 +198,7 @@ def batches(
         assign=draw(st.just((0, 1)) | assign),
         temperature=draw(st.sampled_from((0.1, 0.07, 1.0)) | st.floats(0.03, 2.0)),
         epsilon=draw(st.sampled_from((0.05, 0.03, 0.01, 1.0)) | st.floats(0.01, 1.0)),
-        iterations=draw(st.sampled_from(ITERATIONS)),
+        iterations=draw(iterations),
         seed=draw(seeds()),
     )
 
