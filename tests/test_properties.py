@@ -151,7 +151,7 @@ def test_equal_samples_have_equal_codes(
     codes = sk.sinkhorn(repeated, backend=backend, **problem.settings())
     for row in rows.unique():
         same = codes[(rows == row).to(device)]
-        assert torch.equal(same, same[:1].expand_as(same))
+        assert largest(same - same[:1]) <= 2 * sinkhorn_bound(scores, problem.epsilon)
 
 
 # --- the queue ------------------------------------------------------------------------------------
@@ -287,16 +287,16 @@ def make_groups(rank: int) -> None:
 
 
 def codes_of_rank(
-    rank: int, name: str, sizes: list[int], problem: Problem, weighted: bool, bounded: bool
+    rank: int, name: str, shares: list[int], problem: Problem, weighted: bool, bounded: bool
 ) -> np.ndarray | None:
     """The codes of the rank's rows, without torch's shared memory; None outside of the group."""
-    if rank >= len(sizes):
+    if rank >= len(shares):
         return None
     keywords = rank_keywords(name, problem, weighted, bounded)
     if weighted:
-        keywords["sample_weights"] = keywords["sample_weights"].split(sizes)[rank]
-    scores = problem.scores().split(sizes)[rank]
-    return sk.sinkhorn(scores, group=groups[len(sizes)], **keywords).numpy()
+        keywords["sample_weights"] = keywords["sample_weights"].split(shares)[rank]
+    scores = problem.scores().split(shares)[rank]
+    return sk.sinkhorn(scores, group=groups[len(shares)], **keywords).numpy()
 
 
 def rank_keywords(name: str, problem: Problem, weighted: bool, bounded: bool) -> dict[str, Any]:
@@ -326,8 +326,8 @@ def test_any_number_of_ranks_gives_the_codes_of_one(
     codes = {}  # by the number of ranks
     for world_size in (1, 2, 4):
         marks = [0, *sorted(int(cut * n) for cut in cuts[: world_size - 1]), n]
-        sizes = [end - begin for begin, end in pairwise(marks)]  # ranks without rows among them
-        parts = four_ranks.run(codes_of_rank, name, sizes, problem, weighted, bounded)
+        shares = [end - begin for begin, end in pairwise(marks)]  # ranks without rows among them
+        parts = four_ranks.run(codes_of_rank, name, shares, problem, weighted, bounded)
         codes[world_size] = torch.from_numpy(np.concatenate(parts[:world_size]))
         assert codes[world_size].shape == (n, problem.num_prototypes)
     alone = sk.sinkhorn(problem.scores(), **rank_keywords(name, problem, weighted, bounded))
