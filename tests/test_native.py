@@ -125,7 +125,7 @@ def test_each_instruction_set_passes_the_tests_of_the_ops(name: str) -> None:
     if name == native.load().cpu.instruction_set():
         return  # the rest of this suite runs on it
     files = ["sinkhorn_options", "numerics_policy", "swapped_cross_entropy", "swav_loss"]
-    files += ["prototype_scores", "swav_potentials", "swav_stats"]
+    files += ["prototype_scores", "swav_potentials", "swav_stats", "determinism"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", "cpu and not 50_runs and not large"]
         + [str(ROOT / f"tests/test_{file}.py") for file in files],

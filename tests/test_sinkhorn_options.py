@@ -25,6 +25,35 @@ def test_iterations(backend: str, device: str, iterations: int) -> None:
     assert_codes(sk.sinkhorn(scores.to(device), iterations, backend=backend), wanted, scores, 0.05)
 
 
+@pytest.mark.parametrize(
+    ("n", "k", "epsilon"),
+    [
+        (63, 2, 0.05),
+        pytest.param(63, 2, 0.005, marks=pytest.mark.heavy),
+        pytest.param(2, 63, 0.05, marks=pytest.mark.heavy),
+        pytest.param(1, 300, 0.05, marks=pytest.mark.heavy),
+        pytest.param(1, 300, 0.005, marks=pytest.mark.heavy),
+        pytest.param(64, 1, 0.005, marks=pytest.mark.heavy),
+    ],
+)
+def test_digits_do_not_wear_off_with_iterations(
+    backend: str, device: str, n: int, k: int, epsilon: float
+) -> None:
+    """Sums of 1 a column and 1 a row move u and a apart by N / K in each: 300^60 has no float32."""
+    scores = make_scores("masked" if n > 2 else "cosines", n, k)
+    weights = torch.rand(k, generator=generator(1)) + 0.1
+    for r in (None, weights):
+        wanted = sinkhorn(
+            scores.double(), 60, epsilon, prototype_weights=None if r is None else r.double()
+        )
+        keywords = {"prototype_weights": None if r is None else r.to(device), "backend": backend}
+        codes = sk.sinkhorn(scores.to(device), 60, epsilon, **keywords)
+        assert_codes(codes, wanted, scores, epsilon)
+        f = sk.sinkhorn_potentials(scores.to(device), 60, epsilon, **keywords)
+        codes = torch.softmax(scores.double() / epsilon + f.double().cpu(), -1)
+        assert_codes(codes, wanted, scores, epsilon)
+
+
 @pytest.mark.parametrize("group_of", [None, 2])
 def test_zero_iterations_are_n_e_over_the_sum_of_e(
     backend: str, device: str, group_of: int | None

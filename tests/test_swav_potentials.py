@@ -41,6 +41,23 @@ def test_swav_potentials_equal_those_of_the_scores(backend: str, device: str, le
             assert largest(codes[a] - wanted) <= 2e-6 + 2.0**-21 / epsilon
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(("n", "k"), [(1, 300), (63, 2)])
+def test_digits_of_swav_potentials_do_not_wear_off(
+    backend: str, device: str, n: int, k: int
+) -> None:
+    features, prototypes = crops(1, n, 16, k)
+    scores = features[0].double() @ prototypes.double().T
+    for epsilon in (0.05, 0.005):
+        f = sk.swav_potentials(
+            features.to(device), prototypes.to(device), epsilon=epsilon, iterations=60,
+            backend=backend,
+        )  # fmt: skip
+        codes = torch.softmax(scores / epsilon + f[0].double().cpu(), -1)
+        wanted = sinkhorn(scores, 60, epsilon)
+        assert largest(codes - wanted) <= 2e-6 + 2.0**-21 / epsilon
+
+
 def test_swav_potentials_with_sample_weights_and_normalize(backend: str, device: str) -> None:
     features, prototypes = crops(2, 33, 16, 37)
     weights = torch.rand(2, 33, generator=generator(6))

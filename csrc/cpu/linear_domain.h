@@ -1,4 +1,4 @@
-// Sinkhorn in the linear domain: u = 1 / sum_b a_b E, a = 1 / sum_k u_k E with E = 2^t.
+// Sinkhorn in the linear domain: u = N / K / sum_b a_b E, a = 1 / sum_k u_k E with E = 2^t.
 //
 // Only for problems whose |t| = |s| / epsilon * log2(e) is bounded: then neither E nor any sum of
 // it can overflow or vanish, and no maximum is needed. The first sweep finds the bound out as it
@@ -31,6 +31,7 @@ class Linear {
         first_(first),
         e_(e),
         num_kept_(num_kept),
+        num_samples_(num_samples),
         num_prototypes_(num_prototypes),
         stride_(round_up(num_prototypes, kVectors * kLanes<T>)),
         e_stride_(Store::stride(num_prototypes)),
@@ -195,15 +196,17 @@ class Linear {
     }
   }
 
-  // u = 1 / the sums of all slots
+  // u = N / K / the sums of all slots: with columns of 1 and rows of 1, u and a would grow apart by
+  // N / K in every iteration
   void combine() {
+    const T share = T(num_samples_) / T(num_prototypes_);
     const Pieces pieces(stride_, stride_, 4096);
     parallel_for(pieces.count, threads_, [&](int64_t piece) {
       for (int64_t k = pieces.begin(piece); k < pieces.end(piece); k += kLanes<T>) {
         Vec<T> sum{};
         for (int64_t slot = 0; slot < slots_.count; ++slot)
           sum += load(sums_.as<T>() + slot * stride_ + k);
-        store<T>(u_.as<T>() + k, T(1) / sum);
+        store<T>(u_.as<T>() + k, share / sum);
       }
     });
     for (int64_t k = num_prototypes_; k < stride_; ++k) u_.as<T>()[k] = T(0);
@@ -270,7 +273,7 @@ class Linear {
   Scores scores_;
   int64_t first_;
   Element* e_;
-  int64_t num_kept_, num_prototypes_, stride_, e_stride_;
+  int64_t num_kept_, num_samples_, num_prototypes_, stride_, e_stride_;
   T scale_;
   int threads_;
   Pieces slots_;

@@ -2,6 +2,8 @@
 // in sinkhorn.cpp (over scores) and swav_potentials.cpp (over features and prototypes).
 #pragma once
 
+#include <cmath>
+
 #include "exp.h"
 #include "rows.h"
 #include "scratch.h"
@@ -37,16 +39,26 @@ inline void first_potentials(const T* column_max, const T* sums, const T* log_r,
   poison(any != 0, f, n);
 }
 
-// f += log r - log sums of one problem
+// f += log r - log sums + log(total sum / total r) of one problem. The last term is the same for
+// all prototypes: without it f would move by log(K / N) in every iteration, and lose its digits
 template <typename T>
 inline void next_potentials(const T* sums, const T* log_r, int64_t n, T* f) {
   const T tiny = std::numeric_limits<T>::min();
+  Vec<T> total{}, total_r{};
+  over_vectors<T>(n, [&](int64_t k, auto width) {
+    const Vec<T> r = log_r == nullptr ? splat(T(1)) : exp2<T>(get(log_r + k, width, T(0)));
+    const Ints<T> is_on = get(f + k, width, -kInf<T>) > -kInf<T>;
+    total += is_on ? get(sums + k, width, T(0)) : Vec<T>{};
+    total_r += is_on ? r : Vec<T>{};
+  });
+  T level = std::log2(sum_lanes<T>(total) / sum_lanes<T>(total_r));
+  if (!std::isfinite(level)) level = 0;
   Ints<T> bad{};
   over_vectors<T>(n, [&](int64_t k, auto width) {
     const Vec<T> sum = get(sums + k, width, T(1)), old = get(f + k, width, T(0));
     const Vec<T> r = log_r == nullptr ? Vec<T>{} : get(log_r + k, width, T(0));
     const Vec<T> log_sum = log2<T>(sum < tiny ? splat(tiny) : sum);
-    const Vec<T> next = old == -kInf<T> ? old : old + (r - log_sum);
+    const Vec<T> next = old == -kInf<T> ? old : old + (r - log_sum + level);
     put(f + k, next, width);
     bad |= ~((sum < kInf<T>)&(next < kInf<T>));
   });

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from swav_kernels.distributed import Group, all_reduce
+from swav_kernels.reference.sinkhorn import level
 
 LARGEST_SHIFT = 40.0  # exp(-2 * 40) is a normal float32, so no column can underflow
 
@@ -85,14 +86,14 @@ def solve(
         offset = torch.where(top == -math.inf, top, column_max - top)
         sums = all_reduce(torch.where(sums == 0, sums, sums * offset.exp()), "sum", group)
         column_max = top
-    log_r = 0 if log_prototype_weights is None else log_prototype_weights
+    log_r = sums.new_zeros(()) if log_prototype_weights is None else log_prototype_weights
     f = log_r - column_max - sums.log()
     f = torch.where(sums == 0, -math.inf, f)
     f = _poison(f, sums)
     for _ in range(iterations - 1):
         assert column_sums is not None
         sums = all_reduce(column_sums(f), "sum", group)
-        step = log_r - sums.clamp_min(torch.finfo(sums.dtype).tiny).log()
+        step = log_r - sums.clamp_min(torch.finfo(sums.dtype).tiny).log() + level(f, sums, log_r)
         f = _poison(torch.where(f == -math.inf, f, f + step), sums)
     return f
 

@@ -26,9 +26,18 @@ def potentials(
         masked_row = (logits + f.unsqueeze(-2)).eq(-math.inf).all(-1, keepdim=True)
         sums = all_reduce(torch.where(masked_row, 0, p).sum(1), "sum", group)
         tiny = torch.finfo(sums.dtype).tiny
-        f = torch.where(f == -math.inf, f, f + log_r - sums.clamp_min(tiny).log())
+        step = log_r - sums.clamp_min(tiny).log() + level(f, sums, log_r)
+        f = torch.where(f == -math.inf, f, f + step)
         f = torch.where(f.isnan().any(-1, keepdim=True), math.nan, f)
     return f
+
+
+def level(f: Tensor, sums: Tensor, log_r: Tensor) -> Tensor:
+    """log(total sum / total r) [A, 1], by which all of f would else move in every iteration."""
+    total, total_r = (
+        torch.where(f > -math.inf, x, 0).sum(-1, keepdim=True) for x in (sums, log_r.exp())
+    )
+    return (total / total_r).log().nan_to_num(nan=0, posinf=0, neginf=0)
 
 
 def unbalanced_potentials(scores: Tensor, epsilon: float, group: Group = None) -> Tensor:

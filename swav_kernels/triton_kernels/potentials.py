@@ -20,6 +20,7 @@ from swav_kernels.triton_kernels.reduce import (
 
 SMALLEST_SUM = tl.constexpr(2.0**-126)
 NAN_BLOCK = 4096
+MOST_STEPS = 4  # of f, before it is put back: the paper's 3 iterations go without
 
 
 @triton.jit
@@ -187,6 +188,32 @@ def combine_stats(maximum: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     return column_max, column_sum
 
 
+def sweeps(
+    stats: tuple[Tensor, Tensor],
+    sweep: Callable[[Pending], Pending],
+    log_r: Tensor | None,
+    iterations: int,
+) -> Pending:
+    """T iterations but for the last step, from partial column stats (maximum, sum) and sweeps.
+
+    All of f moves by about log(K / N) in each, which would cost digits: now and then it is put back
+    to where it was.
+    """
+    maximum, sums = stats
+    pending = Pending(None, sums, maximum, log_r)
+    before = None
+    for iteration in range(1, iterations):
+        if iteration % MOST_STEPS == 0:
+            f = pending.settle()
+            if before is not None:
+                is_on = f != -torch.inf
+                moved = torch.where(is_on, f - before, 0).sum(-1, keepdim=True)
+                f = f - moved / is_on.sum(-1, keepdim=True).clamp_min(1)
+            before, pending = f, Pending(f, log_r=log_r)
+        pending = sweep(pending)
+    return pending
+
+
 def iterate(
     stats: tuple[Tensor, Tensor],
     sweep: Callable[[Pending], Pending],
@@ -194,11 +221,7 @@ def iterate(
     iterations: int,
 ) -> Tensor:
     """F [A, K] after T iterations, from partial column stats (maximum, sum) and sweeps."""
-    maximum, sums = stats
-    pending = Pending(None, sums, maximum, log_r)
-    for _ in range(iterations - 1):
-        pending = sweep(pending)
-    f = pending.settle()
+    f = sweeps(stats, sweep, log_r, iterations).settle()
     if iterations > 1:  # the softmax of a sweep has spread any NaN over its problem
         return f
     num_problems, num_prototypes = f.shape

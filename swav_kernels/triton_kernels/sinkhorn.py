@@ -134,10 +134,10 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, out: Tensor) -> No
         f = potentials(scores, None, None, epsilon, iterations, "float32")
         codes(scores, f, epsilon, False, True, out)
         return
-    maximum, sums = _partial_stats(scores, None, epsilon, most)
-    pending = steps.Pending(None, sums, maximum)
-    for _ in range(iterations - 1):
-        pending = _sweep(scores, pending, None, epsilon)
+    stats = _partial_stats(scores, None, epsilon, most)
+    pending = steps.sweeps(
+        stats, lambda pending: _sweep(scores, pending, None, epsilon), None, iterations
+    )
     # a softmax over all prototypes spreads NaN, as the potentials' own last step would
     tiles = row_tiles(scores.shape[2], target_of(scores.device))
     write_codes(scores, pending, epsilon, out, tiles)
