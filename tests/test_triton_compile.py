@@ -15,6 +15,7 @@ from compile_only import SHARED_BYTES, TARGETS, Launch, compile_launch, record_l
 from kernel_list import KERNELS, MODULES
 
 from swav_kernels.triton_kernels import (
+    potentials,
     prototype_scores,
     sinkhorn,
     swapped_cross_entropy,
@@ -138,11 +139,13 @@ def test_small_sinkhorns_are_one_launch_more_than_iterations(
             counts[launch.name] += count
         return counts
 
+    put_back = (iterations - 1) // potentials.MOST_STEPS  # f, now and then in a long iteration
+    settled = {"_potentials_kernel": put_back} if put_back else {}
     codes = launches(lambda: sinkhorn.sinkhorn(scores, 0.05, iterations, scores))
-    assert codes == {"_column_stats_kernel": 1, "_sweep_kernel": iterations}
+    assert codes == {"_column_stats_kernel": 1, "_sweep_kernel": iterations, **settled}
     f = launches(lambda: sinkhorn.potentials(scores, None, None, 0.05, iterations, "float32"))
     sweeps = {"_sweep_kernel": iterations - 1} if iterations > 1 else {"_spread_nan_kernel": 1}
-    assert f == {"_column_stats_kernel": 1, "_potentials_kernel": 1, **sweeps}
+    assert f == {"_column_stats_kernel": 1, "_potentials_kernel": 1 + put_back, **sweeps}
 
 
 # --- the checks are awake ---------------------------------------------------------------------

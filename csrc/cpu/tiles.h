@@ -14,6 +14,10 @@ constexpr int64_t kTileSide = 16;  // rows, columns and words of a tile
 #ifdef __AMX_BF16__
 constexpr bool kHasTiles = true;
 
+// gcc's intrinsics do not tell the compiler what memory they read (of a configuration 8 bytes of
+// 64), so stores to it might come after them
+inline void finish_stores(const void* read) { __asm__ volatile("" : : "r"(read) : "memory"); }
+
 // Sets the tile unit up for whole tiles, as long as it lives; one for each task of a thread
 class TileScope {
  public:
@@ -23,6 +27,7 @@ class TileScope {
       config[16 + 2 * tile] = 4 * kTileSide;  // bytes a row
       config[48 + tile] = kTileSide;          // rows
     }
+    finish_stores(config);
     _tile_loadconfig(config);
   }
   ~TileScope() { _tile_release(); }
@@ -88,6 +93,8 @@ inline void four_tile_sums(const Pair* a, int64_t a_stride, const Pair* b, int64
 inline void multiply_tiles(const Pair* a, int64_t a_stride, const Pair* b, int64_t b_stride,
                            int64_t rows, int64_t columns, int64_t steps, float* out,
                            int64_t out_stride, bool accumulate) {
+  finish_stores(a);
+  finish_stores(b);
   for (int64_t j = 0; j < columns; j += 2 * kTileSide) {
     const bool two_columns = j + kTileSide < columns;
     for (int64_t i = 0; i < rows; i += 2 * kTileSide) {
