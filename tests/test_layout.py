@@ -24,7 +24,7 @@ COLUMNS = {
 TABLE_COLUMNS = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu"}
 SOURCES = [
     path
-    for folder in ("csrc", "swav_kernels", "python", "benchmarks")
+    for folder in ("csrc", "swav_kernels", "python", "benchmarks", "tools")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")
 ]

@@ -65,14 +65,24 @@ bool has_amx() {
 }
 #endif
 
-// From the slowest to the fastest
+// From the slowest to the fastest; a build for tests may go without some of them
 const InstructionSet kSets[] = {
+#ifndef SWAV_WITHOUT_generic
     {"generic", always, always, SWAV_FILL(generic, generic)},
+#endif
 #ifdef SWAV_X86
+#ifndef SWAV_WITHOUT_avx2
     {"avx2", has_avx2, always, SWAV_FILL(avx2, avx2)},
+#endif
+#ifndef SWAV_WITHOUT_avx512
     {"avx512", has_avx512, always, SWAV_FILL(avx512, avx512)},
+#endif
+#ifndef SWAV_WITHOUT_avx512bf16
     {"avx512bf16", has_avx512bf16, has_fast_bfloat16, SWAV_FILL(avx512, avx512bf16)},
+#endif
+#ifndef SWAV_WITHOUT_amx
     {"amx", has_amx, always, SWAV_FILL(avx512, amx)},
+#endif
 #endif
 };
 

@@ -30,6 +30,11 @@ inline void on_threads(int workers, const Work& work) {
 #endif
 }
 
+// The next number. It orders no memory: tasks share none, and the threads' end orders the rest
+inline int64_t take(std::atomic<int64_t>& next) {
+  return next.fetch_add(1, std::memory_order_relaxed);
+}
+
 // body(task) for each task in [0, num_tasks), in no order
 template <typename Body>
 inline void parallel_for(int64_t num_tasks, int threads, const Body& body) {
@@ -40,7 +45,7 @@ inline void parallel_for(int64_t num_tasks, int threads, const Body& body) {
   }
   std::atomic<int64_t> next{0};
   on_threads(workers, [&](int) {
-    for (int64_t task; (task = next.fetch_add(1)) < num_tasks;) body(task);
+    for (int64_t task; (task = take(next)) < num_tasks;) body(task);
   });
 }
 
@@ -63,7 +68,7 @@ inline void parallel_for_again(int64_t num_tasks, int threads, bool backwards, c
     for (int i = 0; i < workers; ++i) {
       const int64_t owner = (worker + i) % workers;
       const int64_t begin = owner * num_tasks / workers, end = (owner + 1) * num_tasks / workers;
-      for (int64_t n; (n = taken[owner].value.fetch_add(1)) < end - begin;)
+      for (int64_t n; (n = take(taken[owner].value)) < end - begin;)
         body(backwards ? end - 1 - n : begin + n);
     }
   });
