@@ -74,8 +74,8 @@ class Case {
                                         threads);
           });
           out(potentials, [&](T* p) {
-            kernels.swav_potentials(z, c, w, log_r, p, 2, b_, k_, d_, epsilon, 3, bfloat16,
-                                    threads);
+            cpu::kernels<T>(bfloat16).swav_potentials(z, c, w, log_r, p, 2, b_, k_, d_, epsilon, 3,
+                                                      threads);
           });
         }
         out(2 * potentials, [&](T* p) {
@@ -86,11 +86,10 @@ class Case {
           kernels.sinkhorn_column_sums(scores(), f, w, p, 2, b_, k_, epsilon, threads);
         });
         out(2 * potentials, [&](T* p) {
-          kernels.swav_column_stats(z, c, w, p, p + potentials, 2, b_, k_, d_, epsilon, false,
-                                    threads);
+          kernels.swav_column_stats(z, c, w, p, p + potentials, 2, b_, k_, d_, epsilon, threads);
         });
         out(potentials, [&](T* p) {
-          kernels.swav_column_sums(z, c, f, w, p, 2, b_, k_, d_, epsilon, false, threads);
+          kernels.swav_column_sums(z, c, f, w, p, 2, b_, k_, d_, epsilon, threads);
         });
         out(2 * problem,
             [&](T* p) { kernels.sinkhorn(scores(), p, 2, b_, k_, epsilon, 3, threads); });
@@ -99,13 +98,15 @@ class Case {
       out(2 * problem, [&](T* p) {
         kernels.sinkhorn_codes(scores(), f, p, 2, b_, k_, 0.05, hard, true, threads);
       });
-      out(1 + v_ * b_ * d_ + k_ * d_ + 4 * b_ + potentials, [&](T* p) {
-        T *d_z = p + 1, *d_c = d_z + v_ * b_ * d_, *entropy = d_c + k_ * d_;
-        std::vector<int64_t> nearest(size_t(2 * b_));
-        const cpu::CodeStatistics<T> statistics{nearest.data(), entropy, entropy + 2 * b_,
-                                                entropy + 4 * b_};
-        kernels.swav_loss(z, c, f, p, d_z, d_c, statistics, b_, k_, d_, settings(hard), threads);
-      });
+      for (const bool bfloat16 : {false, true})
+        out(1 + v_ * b_ * d_ + k_ * d_ + 4 * b_ + potentials, [&](T* p) {
+          T *d_z = p + 1, *d_c = d_z + v_ * b_ * d_, *entropy = d_c + k_ * d_;
+          std::vector<int64_t> nearest(size_t(2 * b_));
+          const cpu::CodeStatistics<T> statistics{nearest.data(), entropy, entropy + 2 * b_,
+                                                  entropy + 4 * b_};
+          cpu::kernels<T>(bfloat16).swav_loss(z, c, f, p, d_z, d_c, statistics, b_, k_, d_,
+                                              settings(hard), threads);
+        });
     }
     out(1 + v_ * problem, [&](T* p) {
       kernels.swapped_cross_entropy(scores(), {codes_.data(), kDtype}, p, p + 1, b_, k_,
@@ -126,7 +127,7 @@ class Case {
   Scores scores() const { return {scores_.data(), kDtype}; }
   cpu::LossSettings settings(bool hard) const {
     static const int64_t assign[] = {0, 1};
-    return {v_, 2, assign, 0.1, 0.05, hard, false};
+    return {v_, 2, assign, 0.1, 0.05, hard};
   }
 
   // in [-scale, scale], the same in every run
