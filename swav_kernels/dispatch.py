@@ -13,7 +13,13 @@ from types import ModuleType
 
 import torch
 
-OPS = ("prototype_scores", "sinkhorn", "swapped_cross_entropy", "swav_loss")
+OPS = (
+    "prototype_scores",
+    "sinkhorn",
+    "swapped_cross_entropy",
+    "swav_loss",
+    "prototype_distillation_loss",
+)
 ENVIRONMENT_VARIABLE = "SWAV_KERNELS_BACKEND"
 
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar(

@@ -30,13 +30,14 @@ struct InstructionSet {
 
 // The kernels on features may come from another set than the rest, which has no use for what that
 // set adds
-#define SWAV_FILL(ISA, FEATURES_ISA)                   \
-  [](Kernels<float>& single, Kernels<double>& twice) { \
-    ISA::add_prototype_scores(single, twice);          \
-    ISA::add_sinkhorn(single, twice);                  \
-    ISA::add_swapped_cross_entropy(single, twice);     \
-    FEATURES_ISA::add_swav_potentials(single, twice);  \
-    FEATURES_ISA::add_swav_loss(single, twice);        \
+#define SWAV_FILL(ISA, FEATURES_ISA)                              \
+  [](Kernels<float>& single, Kernels<double>& twice) {            \
+    ISA::add_prototype_scores(single, twice);                     \
+    ISA::add_sinkhorn(single, twice);                             \
+    ISA::add_swapped_cross_entropy(single, twice);                \
+    FEATURES_ISA::add_swav_potentials(single, twice);             \
+    FEATURES_ISA::add_swav_loss(single, twice);                   \
+    FEATURES_ISA::add_prototype_distillation_loss(single, twice); \
   }
 
 bool always() { return true; }

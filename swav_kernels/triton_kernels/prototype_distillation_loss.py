@@ -1,0 +1,69 @@
+"""A student's loss against a teacher's codes, of whose K scores a row nothing is ever stored.
+
+The streamed kernels of swav_loss, with the teacher's features and prototypes in the place of the
+assign crops: the codes' barycentres are sums of the student's prototypes.
+"""
+
+import torch
+from torch import Tensor
+
+from swav_kernels.triton_kernels.crop_loss import crop_loss
+from swav_kernels.triton_kernels.d_prototypes import d_prototypes
+from swav_kernels.triton_kernels.launch import on_its_device, target_of
+from swav_kernels.triton_kernels.product_tiles import ProductTiles, tiles
+from swav_kernels.triton_kernels.rows import row_sums
+from swav_kernels.triton_kernels.scores import Scores
+
+
+@on_its_device
+def loss_and_gradients(
+    student_features: Tensor,
+    student_prototypes: Tensor,
+    teacher_features: Tensor,
+    teacher_prototypes: Tensor,
+    f: Tensor,
+    sample_weights: Tensor | None,
+    assign: tuple[int, ...],
+    temperature: float,
+    epsilon: float,
+    precision: str,
+    need_features: bool,
+    need_prototypes: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """[S, B, D], [K, D], [T, B, E], [K, E], [T, K], [B] -> loss [], d_features, d_prototypes."""
+    if student_features.shape[1] == 0:
+        like = {"dtype": torch.float32, "device": student_features.device}
+        return (
+            torch.zeros((), **like),
+            torch.zeros(student_features.shape, **like) if need_features else None,
+            torch.zeros(student_prototypes.shape, **like) if need_prototypes else None,
+        )
+    dim, teacher_dim = student_prototypes.shape[1], teacher_prototypes.shape[1]
+    block = _tiles(student_features, student_prototypes, dim, precision)
+    # of kernels that run through the dimensions of both
+    both = _tiles(student_features, student_prototypes, max(dim, teacher_dim), precision)
+    p = row_sums(
+        Scores(student_features, student_prototypes, precision), None, temperature, block.rows,
+        values=need_features,
+    )  # fmt: skip
+    q = row_sums(
+        Scores(teacher_features, teacher_prototypes, precision), f, epsilon, both.rows,
+        values=True, others=student_prototypes,
+    )  # fmt: skip
+    loss, d_features = crop_loss(
+        student_features, student_prototypes, p, q, assign, temperature, precision, need_features,
+        block.crops, sample_weights,
+    )  # fmt: skip
+    gradient = None
+    if need_prototypes:
+        gradient = d_prototypes(
+            student_features, student_prototypes, f, p, q, assign, temperature, epsilon, precision,
+            both.d_prototypes, (teacher_features, teacher_prototypes), sample_weights,
+        )  # fmt: skip
+    return loss, d_features, gradient
+
+
+def _tiles(features: Tensor, prototypes: Tensor, dim: int, precision: str) -> ProductTiles:
+    num_rows = features.shape[1]
+    target = target_of(features.device)
+    return tiles(num_rows, prototypes.shape[0], dim, features.dtype, precision, target)
