@@ -10,7 +10,7 @@ from torch import Tensor
 from swav_kernels.triton_kernels.crop_loss import crop_loss
 from swav_kernels.triton_kernels.d_prototypes import d_prototypes
 from swav_kernels.triton_kernels.launch import on_its_device, target_of
-from swav_kernels.triton_kernels.product_tiles import ProductTiles, tiles
+from swav_kernels.triton_kernels.product_tiles import tiles
 from swav_kernels.triton_kernels.rows import row_sums
 from swav_kernels.triton_kernels.scores import Scores
 
@@ -38,16 +38,18 @@ def loss_and_gradients(
             torch.zeros(student_features.shape, **like) if need_features else None,
             torch.zeros(student_prototypes.shape, **like) if need_prototypes else None,
         )
-    dim, teacher_dim = student_prototypes.shape[1], teacher_prototypes.shape[1]
-    block = _tiles(student_features, student_prototypes, dim, precision)
-    # of kernels that run through the dimensions of both
-    both = _tiles(student_features, student_prototypes, max(dim, teacher_dim), precision)
+    # blocks for the dimensions of both: a score has the same bits wherever it is formed again
+    num_prototypes, teacher_dim = teacher_prototypes.shape
+    block = tiles(
+        student_features.shape[1], num_prototypes, max(student_features.shape[2], teacher_dim),
+        student_features.dtype, precision, target_of(student_features.device),
+    )  # fmt: skip
     p = row_sums(
         Scores(student_features, student_prototypes, precision), None, temperature, block.rows,
         values=need_features,
     )  # fmt: skip
     q = row_sums(
-        Scores(teacher_features, teacher_prototypes, precision), f, epsilon, both.rows,
+        Scores(teacher_features, teacher_prototypes, precision), f, epsilon, block.rows,
         values=True, others=student_prototypes,
     )  # fmt: skip
     loss, d_features = crop_loss(
@@ -58,12 +60,6 @@ def loss_and_gradients(
     if need_prototypes:
         gradient = d_prototypes(
             student_features, student_prototypes, f, p, q, assign, temperature, epsilon, precision,
-            both.d_prototypes, (teacher_features, teacher_prototypes), sample_weights,
+            block.d_prototypes, (teacher_features, teacher_prototypes), sample_weights,
         )  # fmt: skip
     return loss, d_features, gradient
-
-
-def _tiles(features: Tensor, prototypes: Tensor, dim: int, precision: str) -> ProductTiles:
-    num_rows = features.shape[1]
-    target = target_of(features.device)
-    return tiles(num_rows, prototypes.shape[0], dim, features.dtype, precision, target)
