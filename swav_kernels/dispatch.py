@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -177,7 +178,8 @@ def check_backend_name(op: str, source: str, name: object) -> None:
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise ValueError(
-        f"{op}: {source} names the unknown backend {name!r}; choose from {', '.join(known)}{hint}"
+        f"{op}: {source} names the unknown backend {reprlib.repr(name)}; "
+        f"choose from {', '.join(known)}{hint}"
     )
 
 

@@ -99,9 +99,9 @@ def prototype_distillation_loss(
     }  # fmt: skip
     acc = checks.accumulate_dtype(*tensors.values())
     name = dispatch.choose_backend(OP, student_features.device, acc, backend)
-    checks.check_readable(OP, name, **tensors, weights=weights)
+    checks.check_readable(OP, name, **tensors)
     num_samples = student_features.shape[-2]
-    weights = _check_weights(weights, num_samples, student_features, acc)
+    weights = _check_weights(weights, num_samples, student_features, acc, name)
     student, student_prototypes, teacher, teacher_prototypes = (
         x.contiguous()
         for x in checks.promote(
@@ -123,7 +123,7 @@ def prototype_distillation_loss(
                 f"{OP}: group was given beside potentials, which take the Sinkhorn's place; "
                 "pass group to swav_potentials instead"
             )
-        f = check_potentials(OP, potentials, "T", num_teacher_crops, teacher_prototypes, acc)
+        f = check_potentials(OP, potentials, "T", num_teacher_crops, teacher_prototypes, acc, name)
     assign = (NO_CROP,) if is_rows else tuple(range(num_teacher_crops))
     settings = _Settings(assign, temperature, epsilon, precision)
     if name == "reference":
@@ -220,7 +220,7 @@ def _check_sides(
 
 
 def _check_weights(
-    weights: Tensor | None, num_samples: int, student: Tensor, acc: torch.dtype
+    weights: Tensor | None, num_samples: int, student: Tensor, acc: torch.dtype, backend: str
 ) -> Tensor | None:
     if weights is None:
         return None
@@ -228,6 +228,7 @@ def _check_weights(
     checks.check_tensor(OP, "weights", weights, letter)
     checks.check_shape(OP, "weights", weights, (num_samples,), letter)
     checks.check_same_device(OP, student_features=student, weights=weights)
+    checks.check_readable(OP, backend, weights=weights)
     return weights.detach().to(acc).contiguous()
 
 
