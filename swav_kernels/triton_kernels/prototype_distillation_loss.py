@@ -32,11 +32,18 @@ def loss_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """[S, B, D], [K, D], [T, B, E], [K, E], [T, K], [B] -> loss [], d_features, d_prototypes."""
     if student_features.shape[1] == 0:
-        like = {"dtype": torch.float32, "device": student_features.device}
+        loss, d_features, d_prototypes = (
+            x.new_zeros(shape, dtype=torch.float32)
+            for x, shape in (
+                (student_features, ()),
+                (student_features, student_features.shape),
+                (student_prototypes, student_prototypes.shape),
+            )
+        )
         return (
-            torch.zeros((), **like),
-            torch.zeros(student_features.shape, **like) if need_features else None,
-            torch.zeros(student_prototypes.shape, **like) if need_prototypes else None,
+            loss,
+            d_features if need_features else None,
+            d_prototypes if need_prototypes else None,
         )
     # blocks for the dimensions of both: a score has the same bits wherever it is formed again
     num_prototypes, teacher_dim = teacher_prototypes.shape
