@@ -32,18 +32,10 @@ def loss_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """[S, B, D], [K, D], [T, B, E], [K, E], [T, K], [B] -> loss [], d_features, d_prototypes."""
     if student_features.shape[1] == 0:
-        loss, d_features, d_prototypes = (
-            x.new_zeros(shape, dtype=torch.float32)
-            for x, shape in (
-                (student_features, ()),
-                (student_features, student_features.shape),
-                (student_prototypes, student_prototypes.shape),
-            )
-        )
         return (
-            loss,
-            d_features if need_features else None,
-            d_prototypes if need_prototypes else None,
+            student_features.new_zeros((), dtype=torch.float32),
+            torch.zeros_like(student_features, dtype=torch.float32) if need_features else None,
+            torch.zeros_like(student_prototypes, dtype=torch.float32) if need_prototypes else None,
         )
     # blocks for the dimensions of both: a score has the same bits wherever it is formed again
     num_prototypes, teacher_dim = teacher_prototypes.shape
