@@ -96,7 +96,11 @@ def check(
     assert_loss(loss, wanted, keywords.get("temperature", 0.1))
     for got, want in zip(gradients, wanted_gradients, strict=True):
         assert got.dtype == torch.float32
-        assert_gradient(got, want, keywords.get("epsilon", 0.07))
+        if len(inputs[1]) == 1:  # p = q = 1, but for the rounding of two scores
+            assert largest(want) <= 1e-15
+            assert largest(got) <= 2e-6 / keywords.get("temperature", 0.1)
+        else:
+            assert_gradient(got, want, keywords.get("epsilon", 0.07))
     return gradients
 
 
