@@ -285,13 +285,13 @@ class Loss {
 }  // namespace
 
 float cross_entropy(const CrossEntropyCall<float>& call) {
-  if constexpr (kHasBfloat16)
-    if (call.settings.bfloat16) return Loss<float, Pair>(call).run();
-  return Loss<float, float>(call).run();
+  return Loss<float, FeatureWord<float>>(call).run();
 }
 
+#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
 double cross_entropy(const CrossEntropyCall<double>& call) {
   return Loss<double, double>(call).run();
 }
+#endif
 
 }  // namespace swav::cpu::SWAV_ISA

@@ -23,6 +23,7 @@ struct CrossEntropyCall {
 
 // The mean over pairs of crops and samples
 float cross_entropy(const CrossEntropyCall<float>& call);
+// not of a set with bfloat16 products
 double cross_entropy(const CrossEntropyCall<double>& call);
 
 }  // namespace swav::cpu::SWAV_ISA

@@ -17,9 +17,11 @@ void swav_loss(const T* features, const T* prototypes, const T* f, T* loss, T* d
 
 }  // namespace
 
-void add_swav_loss(Kernels<float>& single, Kernels<double>& twice) {
+void add_swav_loss(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   single.swav_loss = swav_loss<float>;
+#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
   twice.swav_loss = swav_loss<double>;
+#endif
 }
 
 }  // namespace swav::cpu::SWAV_ISA
