@@ -186,8 +186,7 @@ void define_cpu(py::module_ module) {
           int64_t num_prototypes, int64_t dim, int64_t teacher_dim, Assign assign,
           double temperature, double epsilon, bool bfloat16, int threads) {
         const cpu::LossSettings settings{
-            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, false,
-            bfloat16};
+            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, false};
         for_features(bfloat16).prototype_distillation_loss(
             at<T>(features), at<T>(prototypes),
             {at<T>(teacher_features), at<T>(teacher_prototypes), teacher_dim}, at<T>(f),
