@@ -80,7 +80,7 @@ def find(mutation: Mutation) -> str:
         status, text = run_tests(mutation.kind, [f"tests/test_{x}.py" for x in mutation.tests])
     finally:
         path.write_text(before)
-    failed = re.search(r"^FAILED (\S+?)(?: - |$)", text, re.MULTILINE)
+    failed = re.search(r"^FAILED [./]*(.+?)(?: - .*)?$", text, re.MULTILINE)
     if status == 1 and failed:
         return failed[1]
     reason = {0: "all tests pass", DIFFERENT: text.rstrip().rpartition("\n")[2]}

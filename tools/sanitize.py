@@ -29,6 +29,7 @@ PLANTED = {
 }
 QUICK = ["prototype_scores", "sinkhorn", "sinkhorn_options", "swapped_cross_entropy", "swav_loss"]
 QUICK += ["swav_potentials", "swav_stats", "prototype_cross_entropy", "numerics_policy"]
+QUICK += ["prototype_distillation_loss"]
 FULL = [*QUICK, "bad_input", "fuzz", "properties", "determinism", "modules", "compat"]
 # Tests of memory, time and compilers would measure the sanitizer, and some are too large for it
 UNWANTED = "not large and not 50_runs and not memory and not compile and not fresh"
@@ -100,7 +101,7 @@ def threads(name: str) -> str:
     if status != 0:
         raise RuntimeError(text)
     cases = text.count("0 of 3 runs differ")
-    return f"thread, {name}: the planted race reported; no race in {cases} cases of 12 kernels"
+    return f"thread, {name}: the planted race reported; no race in {cases} cases of 13 kernels"
 
 
 def main() -> None:

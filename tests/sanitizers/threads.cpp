@@ -46,7 +46,7 @@ class Case {
   }
 
   // Results of every kernel by every way through it, in one row; the kernels in csrc/kernels.h
-  static_assert(sizeof(cpu::Kernels<T>) == 12 * sizeof(void (*)()),
+  static_assert(sizeof(cpu::Kernels<T>) == 13 * sizeof(void (*)()),
                 "a new kernel: run() must call it too");
   Numbers run(int threads) const {
     const cpu::Kernels<T>& kernels = cpu::kernels<T>();
@@ -108,6 +108,11 @@ class Case {
                                               settings(hard), threads);
         });
     }
+    out(1 + v_ * b_ * d_ + k_ * d_, [&](T* p) {
+      T *d_z = p + 1, *d_c = d_z + v_ * b_ * d_;
+      kernels.prototype_distillation_loss(z, c, {z, c, d_}, f, weights_.data(), p, d_z, d_c, b_, k_,
+                                          d_, settings(false), threads);
+    });
     out(1 + v_ * problem, [&](T* p) {
       kernels.swapped_cross_entropy(scores(), {codes_.data(), kDtype}, p, p + 1, b_, k_,
                                     settings(false), threads);
