@@ -42,9 +42,11 @@ def copy_checkout(kind: str) -> None:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            ignore = shutil.ignore_patterns("__pycache__")
+            # with new times: what was built of a fault that an ended run left is built again
+            shutil.copytree(source, folder / name, ignore=ignore, copy_function=shutil.copy)
         else:
-            shutil.copy2(source, folder / name)
+            shutil.copy(source, folder / name)
     (folder / "sitecustomize.py").write_text(SITE)
 
 
@@ -107,7 +109,9 @@ def keep(kind: str, found: dict[str, str]) -> None:
         old = json.loads(file.read_text()) if file.exists() else {}
         if other == kind:
             old |= found
-            file.write_text(json.dumps(old, indent=1))
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(old, indent=1))
+            part.replace(file)  # at once: a list beside this one may read it
         known |= old
     write_table(known)
 
@@ -129,6 +133,7 @@ def main() -> None:
             killer = find(mutation)
             print(f"{mutation.id}: {killer or 'NOT FOUND'}", flush=True)
             found[mutation.id] = killer
+            keep(kind, found)
             if not killer:
                 survivors.append(mutation.id)
         if kind == "cpp":
@@ -137,7 +142,6 @@ def main() -> None:
         status, text = run_tests(kind, killers) if killers else (0, "")
         if status != 0:
             sys.exit(f"tools/mutate.py: these must pass on the code as it is:\n{text[-3000:]}")
-        keep(kind, found)
     seconds = time.monotonic() - started
     print(f"{len(survivors)} not found {survivors}, {seconds:.0f} s")
     sys.exit(1 if survivors else 0)
