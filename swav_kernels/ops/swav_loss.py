@@ -95,6 +95,7 @@ def swav_loss(
     epsilon = checks.check_scale(OP, "epsilon", epsilon)
     iterations = checks.check_iterations(OP, iterations, 1)
     checks.check_precision(OP, precision)
+    checks.check_flags(OP, hard=hard, normalize=normalize, return_stats=return_stats)
     crops = checks.check_assign(OP, assign, features.shape[0])
     check_queue(OP, queue, features, len(crops))
     dtype = torch.promote_types(features.dtype, prototypes.dtype)
@@ -120,7 +121,7 @@ def swav_loss(
     else:
         f = _check_potentials(
             potentials, len(crops), features, prototypes, queue,
-            None if return_stats else group, prototype_weights,
+            None if return_stats else group, prototype_weights, name,
         )  # fmt: skip
         group = resolve_group(OP, group)
     features, prototypes = checks.promote(features.contiguous(), prototypes.contiguous())
@@ -200,6 +201,7 @@ def _check_potentials(
     queue: Tensor | None,
     group: Group,
     prototype_weights: Tensor | None,
+    name: str,
 ) -> Tensor:
     for argument, value in (
         ("queue", queue),
@@ -216,6 +218,7 @@ def _check_potentials(
     shape = (num_prototypes,) if potentials.dim() == 1 else (num_crops, num_prototypes)
     checks.check_shape(OP, "potentials", potentials, shape, "[K]" if len(shape) == 1 else "[A, K]")
     checks.check_same_device(OP, features=features, potentials=potentials)
+    checks.check_readable(OP, name, potentials=potentials)
     acc = checks.accumulate_dtype(features, prototypes)
     if potentials.dtype != acc:
         raise TypeError(
