@@ -11,8 +11,10 @@ the code as it is. Writes tests/mutations/RESULT.md; exit status 1 if a fault is
 
 import argparse
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +24,6 @@ from keeps_shapes import DIFFERENT
 from mutations import KINDS, Mutation, load, write_table
 
 FOLDER = ROOT / "build/mutate"
-COPIED = ("CMakeLists.txt", "cmake", "csrc", "swav_kernels")
 BACKENDS = {"cpp": "cpu", "triton": "triton", "python": "cpu,reference"}
 # what would take long under kernels that are not optimised comes from other tests too
 CHOSEN = {"cpp": ["-k", "cpu and not large and not 50_runs and not memory"]}
@@ -38,15 +39,14 @@ def copy_checkout(kind: str) -> None:
     """Make the copy that faults are planted in, with the compiled module of this checkout."""
     folder = tree(kind)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            # with new times: what was built of a fault that an ended run left is built again
-            shutil.copytree(source, folder / name, ignore=ignore, copy_function=shutil.copy)
-        else:
-            shutil.copy(source, folder / name)
+    listed = subprocess.check_output(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+    ).split("\n")
+    modules = [str(x.relative_to(ROOT)) for x in (ROOT / "swav_kernels").glob("_C*.so")]
+    for name in filter(None, listed + modules):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        # with a new time: what was built of a fault that an ended run left is built again
+        shutil.copy(ROOT / name, folder / name)
     (folder / "sitecustomize.py").write_text(SITE)
 
 
@@ -67,8 +67,12 @@ def run_tests(kind: str, tests: list[str]) -> tuple[int, str]:
         PYTHONDONTWRITEBYTECODE="1",  # a fault of the same second and length would go unseen
         **({"TRITON_INTERPRET": "1"} if kind == "triton" else {}),
     )
-    environment["PYTHONPATH"] += f":{ROOT / 'tools'}"
-    command = pytest("-x", "-p", "keeps_shapes", "--tb=line", *CHOSEN.get(kind, []), *tests)
+    folder = tree(kind)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        str(x) for x in (folder, folder / "python", folder / "tools")
+    )
+    options = ["-x", "-p", "keeps_shapes", "--tb=line", *CHOSEN.get(kind, [])]
+    command = pytest(*options, *tests, root=folder)
     return run(command, environment, LIMIT)
 
 
