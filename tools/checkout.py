@@ -82,13 +82,14 @@ def environment_of(package: Path, **more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
-def pytest(*arguments: str, root: Path = ROOT) -> list[str]:
-    """The command that runs tests of the checkout `root`, whose paths may be relative to it."""
-    located = [str(root / x) if x.startswith("tests/") else x for x in arguments]
-    return [
-        *(sys.executable, "-m", "pytest", "-c", str(root / "pyproject.toml")),
-        *("-p", "no:cacheprovider", *located),
-    ]
+def in_checkout(root: Path) -> list[str]:
+    """Options of pytest for the tests of a checkout, from any folder."""
+    return ["-c", str(root / "pyproject.toml"), "-p", "no:cacheprovider"]
+
+
+def located(root: Path, arguments: list[str]) -> list[str]:
+    """The same with the paths of tests in that checkout."""
+    return [str(root / x) if x.startswith("tests/") else x for x in arguments]
 
 
 def run(

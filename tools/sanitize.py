@@ -15,7 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from checkout import ROOT, build, environment_of, overlay, pytest, run
+from checkout import ROOT, build, environment_of, in_checkout, located, overlay, run
 
 FOLDER = ROOT / "build/sanitize"
 FEATURE_SETS = ("avx512bf16", "amx")  # which lean on avx512
@@ -80,7 +80,8 @@ def address_and_undefined(name: str, files: list[str], tests: str) -> str:
         if status == 0 or report not in text or place not in text:
             raise RuntimeError(f"{fault} must be reported as '{report}' in {place}:\n{text}")
     paths = [f"tests/test_{file}.py" for file in files]
-    status, text = run(pytest("-x", "-k", f"cpu and {tests}", *paths), environment)
+    options = [*in_checkout(ROOT), "-x", "-k", f"cpu and {tests}", *located(ROOT, paths)]
+    status, text = run([sys.executable, "-m", "pytest", *options], environment)
     summary = text.rstrip().rpartition("\n")[2]
     if status != 0:
         raise RuntimeError(text)
