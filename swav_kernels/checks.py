@@ -14,6 +14,7 @@ SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # 1 / epsilon is a normal number in
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRECISIONS = ("float32", "bfloat16")
 NORM_EPS = 1e-12
+_FIRST = ("features", "scores", "student_scores")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -25,7 +26,7 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(op)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         # the tensor that every op begins with, or the op says what it wants
-        first = args[0] if args else kwargs.get("features", kwargs.get("scores"))
+        first = args[0] if args else next((kwargs[x] for x in _FIRST if x in kwargs), None)
         device_type = first.device.type if isinstance(first, Tensor) else "meta"
         if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return op(*args, **kwargs)
@@ -213,23 +214,18 @@ def check_sample_weights(
     return tensor.detach().to(acc).expand(num_problems, num_rows).contiguous()
 
 
-def check_readable(op: str, backend: str, **tensors: Tensor | None) -> None:
-    """Require tensors that a kernel sees all of; the reference alone follows what torch adds."""
-    if backend == "reference":
-        return
-    for argument, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            what = "is transformed by torch.func"
-        elif forward_ad._current_level >= 0 and _tangent(tensor) is not None:
-            what = "has a forward-mode tangent"
-        else:
-            continue
-        raise ValueError(
-            f"{op}: {argument} {what}, which the kernels of backend '{backend}' cannot follow; "
-            "pass backend='reference'"
-        )
+def transforms_are_active() -> bool:
+    """True inside a transform of torch.func or a level of forward-mode derivatives."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def transform_of(tensor: Tensor) -> str | None:
+    """Say what torch adds to a tensor that a kernel would not see, or None."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "is transformed by torch.func"
+    if forward_ad._current_level >= 0 and _tangent(tensor) is not None:
+        return "has a forward-mode tangent"
+    return None
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
