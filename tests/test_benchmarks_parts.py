@@ -9,7 +9,7 @@ import pytest
 import torch
 from swav_trainer.settings import load_preset
 
-from benchmarks import cases, contenders, loading, measure, multicrop, one_case, step
+from benchmarks import accumulation, cases, contenders, loading, measure, multicrop, one_case, step
 from benchmarks.case import Shape
 
 CPU = torch.device("cpu")
@@ -134,3 +134,23 @@ def test_a_gpu_gets_copies_in_turn_and_graphs_beside_eager_calls(
     # four copies of the first contender, and the second's second copy could not be captured
     assert rows[1]["graph_not_run"] == "not permitted when stream is capturing"
     assert "graph_wall_ms" not in rows[1]
+
+
+def test_a_step_in_parts_takes_less_memory_than_the_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = accumulation.recipe
+    small = {"num_prototypes": 10, "crops": "2x20+1x12"}
+    monkeypatch.setattr(
+        accumulation, "recipe", lambda *sizes: dataclasses.replace(recipe(*sizes), **small)
+    )
+    assert accumulation.main(["--batch", "32", "--effective-batch", "256"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("parts of 32, steps of 256 images, whose features take 0.1 MB")
+    rows = {line[:20].strip(): line[20:].split() for line in lines[2:]}
+    assert list(rows) == ["one part", "the whole in parts", "the whole at once"]
+    assert float(rows["the whole in parts"][0]) < 0.6 * float(rows["the whole at once"][0])
+    assert len(rows["one part"]) == 1  # it is what the others are compared with
+    with pytest.raises(SystemExit):
+        accumulation.main(["--batch", "64", "--effective-batch", "64"])
+    assert "--effective-batch must be more than --batch" in capsys.readouterr().err

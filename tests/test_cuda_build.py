@@ -104,6 +104,22 @@ def test_a_broken_nvcc_costs_the_cuda_kernels_only(choice: str, tmp_path: Path) 
     assert ("no nvcc that works here, so CPU kernels only" in result.stdout) == (choice == "AUTO")
 
 
+def test_given_weights_leave_nothing_for_f_to_drift_by() -> None:
+    scores = torch.zeros(2, 5, 4)  # [A, N, K]
+    assert kernels.level_weights(scores, None, None) is None  # N and K tell it all
+    samples = torch.tensor([[1.0, 1, 0, 0, 1], [1, 1, 1, 1, 1]])
+    shares = torch.tensor([0.0, 1, 2, 3]).log()  # the first prototype is off
+    for w, r in ((samples, None), (None, shares), (samples, shares)):
+        log_r = kernels.level_weights(scores, w, r)
+        assert log_r is not None
+        total = 5.0 if w is None else 4.0  # a problem's samples, on average
+        torch.testing.assert_close(log_r.exp().sum(), torch.tensor(total))
+        moved = log_r - (torch.zeros(4) if r is None else r)
+        torch.testing.assert_close(moved[1:], moved[1].expand(3))
+    off = kernels.level_weights(scores, torch.zeros(2, 5), shares)  # no sample counts
+    torch.testing.assert_close(off, shares)
+
+
 # --- the built module -----------------------------------------------------------------------------
 
 

@@ -89,7 +89,8 @@ Error sinkhorn_on_chip(const SinkhornCall& call, const OnChipPlan& plan, const T
                             int(plan.rows),
                             int(plan.blocks),
                             iterations,
-                            T(kLog2E / call.epsilon)};
+                            T(kLog2E / call.epsilon),
+                            level_of(log_prototype_weights, n, k)};
       const Error error = launch(
           kernel, {problems * plan.blocks, kThreads<T>, size_t(plan.shared_bytes), true}, call, in);
       if (error != nullptr) return error;

@@ -47,7 +47,7 @@ struct Arguments {
   T* partial;                      // [problems, blocks, 2, K]
   int64_t num_samples;
   int num_prototypes, rows, blocks, iterations;
-  T scale;
+  T scale, level;  // as level_of() has it
 };
 
 // Bytes keep their place in a vector of 16, so that whole vectors can be copied at once
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads<T>, 1) on_chip_kernel(Arguments<S> in
     combine<false>(partials, num_prototypes, block, in.blocks, scratch,
                    [&](ExpSum<T> column, int k) {
                      const T log_r = share(in.log_prototype_weights, k);
-                     exchange[k] = next_potential(exchange[k], column.sum, log_r);
+                     exchange[k] = next_potential(exchange[k], column.sum, log_r, in.level);
                    });
   }
   receive_potentials();

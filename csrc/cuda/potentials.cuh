@@ -2,6 +2,8 @@
 // A bad column gets f = NaN; it makes every code of the next sweep NaN, and finish() every f.
 #pragma once
 
+#include <cmath>
+
 #include "reduce.cuh"
 
 namespace swav::cuda {
@@ -19,11 +21,20 @@ __device__ inline T first_potential(ExpSum<T> column, T log_r) {
   return column.sum < kInf<T> && next < kInf<T> ? next : kNaN<T>;
 }
 
-// f += log r - log sum
+// log in base 2 of the sum of all column sums over the sum of all r. The caller sees to it that
+// given weights make it 0; without them it is known before any sweep.
 template <typename T>
-__device__ inline T next_potential(T f, T sum, T log_r) {
+T level_of(const T* log_prototype_weights, int64_t num_samples, int64_t num_prototypes) {
+  if (log_prototype_weights != nullptr || num_samples == 0) return T(0);
+  return T(std::log2(double(num_samples) / double(num_prototypes)));
+}
+
+// f += log r - log sum + level. Without the last term, the same for all prototypes, f would move by
+// log(K / N) in every iteration, and lose its digits
+template <typename T>
+__device__ inline T next_potential(T f, T sum, T log_r, T level) {
   const T log_sum = log2(sum < kTiny<T> ? kTiny<T> : sum);  // NaN stays NaN
-  const T next = f == -kInf<T> ? f : f + (log_r - log_sum);
+  const T next = f == -kInf<T> ? f : f + (log_r - log_sum + level);
   return sum < kInf<T> && next < kInf<T> ? next : kNaN<T>;
 }
 

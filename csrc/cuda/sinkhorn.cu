@@ -68,7 +68,8 @@ Error solve(const SinkhornCall& call, const T* sample_weights, const T* log_prot
     return sinkhorn_on_chip(call, plan, sample_weights, log_prototype_weights, iterations, f, codes,
                             exchange_of<T>(call), partial_of<T>(call));
   if (f == nullptr) f = exchange_of<T>(call);
-  const ColumnResult<T> result{nullptr, nullptr, log_prototype_weights, f};
+  const T level = level_of(log_prototype_weights, call.num_samples, call.num_prototypes);
+  const ColumnResult<T> result{nullptr, nullptr, log_prototype_weights, level, f};
   for (int iteration = 0; iteration < iterations; ++iteration) {
     const T* f_now = iteration == 0 ? nullptr : f;
     if (const Error error = sweep(call, sample_weights, f_now, T(1), result)) return error;
@@ -94,7 +95,7 @@ Error Sinkhorn<T>::column_stats(const SinkhornCall& call, const T* sample_weight
                                 T* column_sums) {
   return on_device(call.device, [&] {
     return sweep<T>(call, sample_weights, nullptr, T(1),
-                    {column_max, column_sums, nullptr, nullptr});
+                    {column_max, column_sums, nullptr, T(0), nullptr});
   });
 }
 
@@ -102,7 +103,8 @@ template <typename T>
 Error Sinkhorn<T>::column_sums(const SinkhornCall& call, const T* f, const T* sample_weights,
                                T* column_sums) {
   return on_device(call.device, [&] {
-    return sweep<T>(call, sample_weights, f, T(kLog2E), {nullptr, column_sums, nullptr, nullptr});
+    return sweep<T>(call, sample_weights, f, T(kLog2E),
+                    {nullptr, column_sums, nullptr, T(0), nullptr});
   });
 }
 

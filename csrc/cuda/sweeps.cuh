@@ -125,6 +125,7 @@ struct ColumnResult {
   T* column_max;                   // natural; null after a later sweep
   T* sums;                         // null if not wanted
   const T* log_prototype_weights;  // [K] or null
+  T level;                         // as level_of() has it
   T* f;                            // in base 2, updated; null if not wanted
 };
 
@@ -145,8 +146,8 @@ __global__ void __launch_bounds__(kColumnThreads)
   if (result.sums != nullptr) result.sums[at] = column.sum;
   if (result.f != nullptr) {
     const T log_r = share(result.log_prototype_weights, k);
-    result.f[at] =
-        kIsFirst ? first_potential(column, log_r) : next_potential(result.f[at], column.sum, log_r);
+    result.f[at] = kIsFirst ? first_potential(column, log_r)
+                            : next_potential(result.f[at], column.sum, log_r, result.level);
   }
 }
 

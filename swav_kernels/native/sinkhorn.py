@@ -22,12 +22,36 @@ def potentials(
 ) -> Tensor:
     """[A, N, K] -> f [A, K] after all iterations; "bfloat16" rounds what is kept between them."""
     f = _per_prototype(scores)
+    if scores.is_cuda:
+        log_prototype_weights = level_weights(scores, sample_weights, log_prototype_weights)
     _run(
         "sinkhorn_potentials", f.dtype, scores, address(sample_weights),
         address(log_prototype_weights), address(f), *scores.shape, epsilon, iterations,
         precision == "bfloat16",
     )  # fmt: skip
     return f
+
+
+def level_weights(
+    scores: Tensor, sample_weights: Tensor | None, log_prototype_weights: Tensor | None
+) -> Tensor | None:
+    """Log r [K], moved so that all r add up to what all sample weights of a problem do, on average.
+
+    The CUDA kernels take that for granted of given weights; otherwise f would drift in every
+    iteration. None where neither are given: the sizes tell the kernels.
+    """
+    if sample_weights is None and log_prototype_weights is None:
+        return None
+    num_problems, num_samples, num_prototypes = scores.shape
+    if sample_weights is None:
+        total = torch.full((), num_samples, dtype=accumulate_dtype(scores), device=scores.device)
+    else:
+        total = sample_weights.sum() / num_problems
+    log_r = log_prototype_weights
+    if log_r is None:
+        log_r = total.new_zeros(num_prototypes)
+    level = total.log() - log_r.logsumexp(0)
+    return log_r + torch.where(level.isfinite(), level, 0.0)
 
 
 def column_stats(
