@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from swav_kernels import checks
+from swav_kernels import hidden
 
 OPS = ("prototype_scores", "sinkhorn", "swapped_cross_entropy", "swav_loss")
 ENVIRONMENT_VARIABLE = "SWAV_KERNELS_BACKEND"
@@ -157,7 +158,7 @@ def choose_backend(
         source, name = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     if not isinstance(name, str) or name not in BACKENDS:
         check_backend_name(caller or op, source, name)
-    if tensors and checks.transforms_are_active():
+    if tensors and hidden.derivatives_may_be_there():
         name = _that_follows_transforms(caller or op, name, tensors)
     if name == "auto":
         for name in _AUTO_ORDER.get(device.type, _AUTO_ORDER_OTHER):
@@ -173,13 +174,13 @@ def choose_backend(
 def _that_follows_transforms(op: str, name: str, tensors: dict[str, Tensor | None]) -> str:
     """The reference is plain PyTorch, so all that torch.func does to tensors passes through it."""
     for argument, tensor in tensors.items():
-        what = None if tensor is None else checks.transform_of(tensor)
-        if what is not None and name not in ("auto", "reference"):
+        what = "" if tensor is None else hidden.derivatives(tensor)
+        if what and name not in ("auto", "reference"):
             raise ValueError(
                 f"{op}: {argument} {what}, which the kernels of backend '{name}' cannot follow; "
                 "pass backend='reference' or 'auto'"
             )
-        if what is not None:
+        if what:
             return "reference"
     return name
 
@@ -192,7 +193,8 @@ def check_backend_name(op: str, source: str, name: object) -> None:
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise ValueError(
-        f"{op}: {source} names the unknown backend {name!r}; choose from {', '.join(known)}{hint}"
+        f"{op}: {source} names the unknown backend {reprlib.repr(name)}; "
+        f"choose from {', '.join(known)}{hint}"
     )
 
 

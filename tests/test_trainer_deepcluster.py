@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from swav_trainer.engine import Trainer
 from swav_trainer.errors import TrainerError
 from swav_trainer.evaluation import features_of, few_labels
 from swav_trainer.log import read
+from swav_trainer.report import View, tables, write
+from swav_trainer.table import scores_table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -161,3 +164,22 @@ def test_deepcluster_wants_images_enough(tmp_path: Path) -> None:
     trainer = Trainer(settings, data.load(settings), tmp_path)
     with pytest.raises(TrainerError, match=r"5000 clusters of the 1408 images.*--num-prototypes"):
         trainer.train(None)
+
+
+def test_titles_name_the_method(tmp_path: Path) -> None:
+    swav = SMALL
+    clustered = dataclasses.replace(swav, method="deepcluster")
+    figures = dict.fromkeys(tables.FIGURES, 50.0)
+    scores = dict.fromkeys(tables.KINDS, figures)
+    views = [View("run", config, [], scores, 1.0, {}) for config in (swav, clustered)]
+    seen = []
+    for shown in (views[:1], views[1:], views):
+        write(tmp_path / "page.html", shown)
+        text = (tmp_path / "page.html").read_text()
+        seen.append(re.search("<title>(.*)</title>", text)[1])
+        assert ("<th>SwAV</th>" in text) == (views[0] in shown)
+        assert ("<th>DeepCluster-v2</th>" in text) == (views[1] in shown)
+    assert seen == ["SwAV on digits", "DeepCluster-v2 on digits",
+                    "2 runs of SwAV and DeepCluster-v2"]  # fmt: skip
+    rows = scores_table(clustered, scores).columns[0]._cells
+    assert rows == ["DeepCluster-v2", "raw pixels", "same network, untrained"]

@@ -10,7 +10,7 @@ import torch
 from small_runs import SMALL, first_loss
 from swav_trainer.errors import TrainerError
 from swav_trainer.model import Model
-from swav_trainer.networks.resnet import RESNETS, ResNet
+from swav_trainer.networks.resnet import RESNETS, ResNet, Sampled
 from swav_trainer.settings import load_preset
 from torch import Tensor, nn
 
@@ -60,6 +60,27 @@ def test_a_resnet_for_small_images_keeps_their_pixels() -> None:
     assert sides == [32, 8]  # the usual beginning leaves 8 and 2
     # as published: 11.17 million with the classifier of 5130
     assert sum(p.numel() for p in network.parameters()) == 11_173_962 - 5130
+
+
+def test_a_strided_convolution_of_few_channels_is_torchs() -> None:
+    """Whose own, where channels lie together, is not safe for fewer than 8 of them."""
+    shortcut = Model(SMALL, 1).backbone.blocks[0].downsample[0]
+    assert type(shortcut) is Sampled
+    assert (shortcut.in_channels, shortcut.stride) == (4, (2, 2))
+    assert type(Model(load_preset("digits"), 1).backbone.blocks[0].downsample[0]) is nn.Conv2d
+    ours = Sampled(3, 5, 2).double()
+    torchs = nn.Conv2d(3, 5, 1, 2, bias=False).double()
+    torchs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, 9, 12, dtype=torch.float64)
+    ways = []
+    for module, memory in ((ours, torch.channels_last), (torchs, torch.contiguous_format)):
+        images = x.clone(memory_format=memory).requires_grad_()
+        y = module(images)
+        y.square().sum().backward()
+        ways.append((y.detach(), images.grad, module.weight.grad))
+    assert ways[0][0].shape == (4, 5, 5, 6)
+    for one, other in zip(*ways, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_recomputing_keeps_less(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -216,7 +217,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) ->
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainerError, match=r"cannot write the checkpoint.*No space left"):
         checkpoint.save(path, {"x": torch.zeros(3)}, {"step": 2})
     tensors, state, problem = checkpoint.load(path)
@@ -295,7 +296,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path)
     save(settings, killed / "config.toml")
     code = (
         "import os, signal, sys\n"
-        "from swav_trainer import checkpoint, cli, engine\n"
+        "from swav_trainer import cli, engine\n"
         "step, at = engine.Trainer._train_step, int(sys.argv.pop(1))\n"
         "def die_at(self, *batch):\n"
         "    if self.step == at: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -303,7 +304,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path)
         "engine.Trainer._train_step = die_at\n"
         "def die_while_saving(*_):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "if at < 0: checkpoint.os.fsync = die_while_saving\n"
+        "if at < 0: os.fsync = die_while_saving\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     steps = whole.loader.steps

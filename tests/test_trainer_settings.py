@@ -27,8 +27,11 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return message
 
 
-def test_presets_hold_every_setting() -> None:
+def test_presets_hold_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"digits", "folder", "mnist5k"} <= set(preset_names())
+    for name in preset_names():
+        load_preset(name)
+    assert capsys.readouterr().err == ""  # none is older than a setting
     for name in ("digits", "mnist5k"):
         assert load_preset(name).data == name
     folder = load_preset("folder")
@@ -84,6 +87,27 @@ def test_files_that_are_no_settings_are_refused(tmp_path: Path) -> None:
         load(path)
     path.write_text("epochs = 3")
     with pytest.raises(TrainerError, match="lacks the settings data"):
+        load(path)
+
+
+def test_a_file_older_than_a_setting_is_read_with_what_runs_did_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = load_preset("digits")
+    path = tmp_path / "config.toml"
+    save(values, path)
+    assert capsys.readouterr().err == ""
+    newer = [f.name for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING]
+    assert {"shard", "overlap", "heads", "model"} <= set(newer)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if line.partition(" ")[0] not in newer))
+    assert load(path) == values  # the preset asks for none of them
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert 'config.toml is older than some settings, taken as loader = "threads", ' in said
+    assert all(f"{name} = " in said for name in newer)
+    path.write_text(path.read_text() + "shards = true\n")
+    with pytest.raises(TrainerError, match="unknown setting 'shards'; did you mean 'shard'"):
         load(path)
 
 

@@ -3,10 +3,8 @@
 The checkpoint before it stays beside it, so that one always can be read.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from swav_trainer import durable
 from swav_trainer.errors import TrainerError, printable
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -29,44 +28,19 @@ T = TypeVar("T")
 
 def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint; a crash at any moment leaves it or the one before, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
     tensors = _apart(tensors)
     text = json.dumps(state)
     metadata = {"state": text, "sha256": _checksum(tensors, text)}
     content = to_bytes(tensors, metadata=metadata)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            path.replace(path.with_name(PREVIOUS))
-        temporary.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise TrainerError(
-            f"cannot write the checkpoint {printable(path)} of {len(content)} bytes"
-            f"{room(path.parent)}: {error.strerror}; a checkpoint written before is intact"
-        ) from error
+        durable.write(path, content, "the checkpoint", path.with_name(PREVIOUS))
+    except TrainerError as error:
+        raise before_is_intact(error) from error
 
 
-def flush(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def room(folder: Path) -> str:
-    """How much room is left, if that can be told."""
-    try:
-        return f", with {shutil.disk_usage(folder).free} bytes free"
-    except OSError:
-        return ""
+def before_is_intact(error: TrainerError) -> TrainerError:
+    """Return the error of a checkpoint that could not be written."""
+    return TrainerError(f"{error}; a checkpoint written before is intact")
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,9 +13,12 @@ from swav_trainer.ranges import check_ranges
 FOLDER_PREFIX = "folder:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """The settings of one run, named as on the command line and in `config.toml`."""
+    """The settings of one run, named as on the command line and in `config.toml`.
+
+    A setting that came later has a default: what runs did before it. Presets say every one.
+    """
 
     data: str
     """mnist5k, digits, folder:PATH with a folder of JPEG, PNG or WebP files for each class
@@ -33,55 +36,55 @@ class Config:
     """Of the network and the loss."""
     workers: int
     """Threads or processes that decode and crop files; 0 is one for each core."""
-    loader: Literal["threads", "processes"]
+    loader: Literal["threads", "processes"] = "threads"
     """What the workers are: the crops are the same."""
 
     epochs: int
     """Passes over the training images."""
     batch_size: int
     """Images at a time; the last, incomplete batch of an epoch is dropped."""
-    effective_batch: int
+    effective_batch: int = 0
     """Images in a step, if they are more: codes and gradients are those of all of them, in the
     memory of batch_size; 0 is batch_size."""
-    method: Literal["swav", "deepcluster"]
+    method: Literal["swav", "deepcluster"] = "swav"
     """swav, or its sibling DeepCluster-v2, whose codes are clusters of the epoch before."""
     optimizer: Literal["adamw", "sgd", "lars"]
     """adamw, sgd with momentum, or lars: sgd at a rate for each layer, for large batches."""
     learning_rate: float
     """Peak, reached at the end of the warm-up."""
-    rate_images: int
+    rate_images: int = 0
     """Images in a step that learning_rate is meant for: at another number it is scaled in
     proportion; 0 is no scaling."""
     final_learning_rate: float
     """Where the cosine ends, as a share of the peak."""
     warmup: float
     """Share of the steps in which the learning rate rises linearly."""
-    warmup_rate: float
+    warmup_rate: float = 0.0
     """Where it begins to rise, as a share of the peak."""
     weight_decay: float
     """Of matrices and filters."""
-    decay_vectors: bool
+    decay_vectors: bool = False
     """Treat biases and norms as the matrices are: with weight decay, and lars at rates of their
     own, as the paper's runs did."""
     momentum: float
     """Of sgd and lars."""
     trust: float
     """Of lars: the step of a layer in units of its norm, at learning rate 1."""
-    clip_gradient: float
+    clip_gradient: float = 0.0
     """Largest norm of the gradient of all parameters; 0 is no limit."""
-    autocast: Literal["off", "bfloat16", "float16"]
+    autocast: Literal["off", "bfloat16", "float16"] = "off"
     """Half precision inside the network; its weights and the loss keep dtype. float16 scales the
     loss."""
-    compile: bool
+    compile: bool = False
     """Compile the backbone by torch.compile: minutes at the start, faster steps."""
-    recompute: bool
+    recompute: bool = False
     """Keep few activations and compute the others again: less memory, some 30 % more time."""
-    batch_norm_group: int
+    batch_norm_group: int = 0
     """Processes that share the statistics of batch norms, neighbours; 0 is all of them."""
-    shard: bool
+    shard: bool = False
     """Share the network's weights, gradients and optimiser state among the processes (FSDP), and
     write checkpoints as a folder of shards; one process alone keeps them whole."""
-    overlap: bool
+    overlap: bool = False
     """Balance the codes while the network embeds the crops of the other kinds, which have none: on
     GPUs the two go on at once. The head's batch norms then see the first kind by itself."""
 
@@ -93,14 +96,14 @@ class Config:
     """Of the Sinkhorn."""
     assignment: Literal["sinkhorn", "softmax"]
     """Codes: balanced by the Sinkhorn, or a plain softmax, which collapses."""
-    hard_codes: bool
+    hard_codes: bool = False
     """One-hot codes in place of soft ones."""
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16"] = "float32"
     """Of the loss's products; bfloat16 is faster and rounds features and prototypes. It is for
     dtype float32."""
     num_prototypes: int
     """K."""
-    heads: int
+    heads: int = 1
     """Sets of K prototypes, over whose losses the mean is taken."""
     freeze_steps: int
     """First steps in which the prototypes do not learn."""
@@ -108,7 +111,7 @@ class Config:
     """Features of earlier batches that join the Sinkhorn, for each assign crop; 0 is no queue."""
     queue_start: float
     """Share of the steps after which the queue is filled."""
-    queue_epoch: int
+    queue_epoch: int = 0
     """Epochs after which the queue is filled, in place of queue_start; 0 leaves it to that."""
 
     arch: Literal[
@@ -125,7 +128,7 @@ class Config:
     ]
     """Backbone; small is a residual net for images of some 24 pixels, resnet18_cifar begins as one
     for 32 pixels does, w2 has twice the channels."""
-    model: str
+    model: str = ""
     """In place of arch a network of yours, as package.module:callable; called without arguments it
     returns a torch module from images [B, C, H, W] to features [B, dim]. Or timm:NAME or
     torchvision:NAME."""
@@ -143,7 +146,7 @@ class Config:
     are also those of a file in the evaluation."""
     areas: tuple[tuple[float, float], ...]
     """Smallest and largest share of the image that a crop covers, for each kind."""
-    assign: tuple[int, ...]
+    assign: tuple[int, ...] = (0, 1)
     """Which crops, counted from 0, have codes that the other ones predict."""
     aspect: float
     """Largest aspect ratio of a crop."""
@@ -172,11 +175,11 @@ class Config:
 
     log_every: int
     """Steps between two lines of metrics.jsonl."""
-    knn_every: int
+    knn_every: int = 0
     """Epochs between two nearest-neighbour figures of a part of the images; 0 is none."""
     checkpoint_every: int
     """Epochs between two checkpoints."""
-    tracker: Literal["none", "tensorboard", "wandb"]
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Experiment tracker that gets what metrics.jsonl gets."""
 
     def __post_init__(self) -> None:

@@ -88,20 +88,25 @@ class Trainer:
             while self.step < self.num_steps:
                 epoch, first = divmod(self.step, self.loader.steps)
                 self.model.train()
+                stops = False
                 for loss, stats in self._steps(epoch, first):
                     self.step += 1
                     self.seconds = time.perf_counter() - started
                     self._observe(log, loss, stats)
                     stops = ranks.agree(self.stop.is_asked, self.device)
-                    if stops and self.step < self.num_steps:
+                    if stops and self.step % self.loader.steps:
                         self.save()
                         return False
-                if (epoch + 1) % self.config.checkpoint_every == 0 or self.step == self.num_steps:
-                    self.save()
+                # first: a checkpoint of this step takes this epoch's figure for written
                 if self.config.knn_every and (epoch + 1) % self.config.knn_every == 0:
                     accuracy = online_knn(self.config, self.dataset, self.model.backbone)
                     if log is not None:
                         log.neighbours(self.step, accuracy)
+                is_last = self.step == self.num_steps
+                if stops or is_last or (epoch + 1) % self.config.checkpoint_every == 0:
+                    self.save()
+                if stops and not is_last:
+                    return False
         return True
 
     def _steps(self, epoch: int, first: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -239,7 +244,7 @@ class Trainer:
         saved.save(self.folder, self.config, tensors, state)
 
     def restore(self) -> str:
-        """Go back to the checkpoint in the run's folder; returns what was wrong with it, or ""."""
+        """Go back to the checkpoint in the run's folder; returns what to know of it, or ""."""
         path = saved.path(self.folder, self.config)
         places = {} if self.shards is None else self.shards.places(self.optimizer)
         tensors, state, problem = saved.load(self.folder, self.config, places, set_aside=True)
@@ -261,7 +266,18 @@ class Trainer:
             self.watch.raised = [Alarm(**values) for values in state["alarms"]]
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise checkpoint.does_not_fit(path, error) from error
-        return problem
+        return "\n".join(filter(None, (problem, _other_number(int(state["processes"])))))
+
+
+def _other_number(before: int) -> str:
+    """What changes where a run goes on with more or fewer processes, or ""."""
+    if before == ranks.count():
+        return ""
+    return (
+        f"{before} process{'es' if before > 1 else ''} wrote the checkpoint and {ranks.count()} go "
+        "on with it: from here on the run is the same but for rounding, for what networks draw, "
+        "such as dropout, and for rows of the queue that do not divide"
+    )
 
 
 def _like(stats: dict[str, Tensor], loss: Tensor) -> list[Tensor]:

@@ -110,7 +110,7 @@ def eval_run(
         need_labels(dataset, "the evaluation")
         untrained = build_model(settings, dataset.num_channels, pick_device(settings.device))
         scores, _ = evaluate(settings, dataset, model, untrained)
-        console.print(scores_table(scores))
+        console.print(scores_table(settings, scores))
     if json_file is not None and ranks.is_main():
         text = json.dumps(rounded(scores), indent=1) + "\n"
         write_file(json_file, lambda: json_file.write_text(text, encoding="utf-8"))

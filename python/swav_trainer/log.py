@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from swav_trainer import durable
 from swav_trainer.alarm import Alarm
 from swav_trainer.trackers import Tracker
 
@@ -58,10 +59,9 @@ class Log:
         self._tracker = tracker
         kept = [line for line in read(folder) if line["step"] <= first_step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        temporary = folder / f"{METRICS}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / METRICS)
-        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self._path = folder / METRICS
+        durable.write_text(self._path, text)
+        self._file = self._path.open("ab", buffering=0)  # nothing that closing would write again
         self._first, self._num_steps, self._epoch_steps = first_step, num_steps, steps_an_epoch
         self._every = every
         self._started = self._shown = time.perf_counter()
@@ -103,8 +103,7 @@ class Log:
             }
             # JSON knows no NaN: view_agreement has none to show for one assign crop
             line = {name: x if x == x else None for name, x in line.items()}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            self._write(line)
             if self._tracker is not None:
                 self._tracker.numbers(step, {"learning_rate": learning_rate, **values})
         now = time.perf_counter()
@@ -126,19 +125,26 @@ class Log:
     def neighbours(self, step: int, accuracy: float) -> None:
         """Take in the nearest-neighbour figure at the end of an epoch, in per cent."""
         epoch = step // self._epoch_steps
-        self._file.write(json.dumps({"step": step, "epoch": epoch, "knn20": accuracy}) + "\n")
-        self._file.flush()
+        self._write({"step": step, "epoch": epoch, "knn20": accuracy})
         self.console.print(f"epoch {epoch}  20 neighbours {accuracy:.1f} %", soft_wrap=True)
         if self._tracker is not None:
             self._tracker.numbers(step, {"knn20": accuracy})
 
     def alarm(self, alarm: Alarm) -> None:
         """Show an alarm and write it down."""
-        self._file.write(json.dumps({"step": alarm.step, "alarm": vars(alarm)}) + "\n")
-        self._file.flush()
+        self._write({"step": alarm.step, "alarm": vars(alarm)})
         self.console.print(f"[bold red]alarm[/] {alarm}", soft_wrap=True)
         if self._tracker is not None:
             self._tracker.alarm(alarm)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        """Add a line; one that is cut off by a full disk is passed over by `read`."""
+        content = json.dumps(line).encode() + b"\n"
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            raise durable.cannot_write(self._path, error, size=len(content)) from error
 
 
 def _clock(seconds: float) -> str:

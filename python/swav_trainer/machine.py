@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import swav_kernels as sk
-from swav_trainer import ranks
+from swav_trainer import durable, ranks
 
 FILE = "machine.json"
 
@@ -35,7 +35,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
 def write(folder: Path, device: torch.device) -> None:
     """Write it into the folder of a run; a resumed run tells of its last machine."""
     text = json.dumps(describe(device), indent=1) + "\n"
-    (folder / FILE).write_text(text, encoding="utf-8")
+    durable.write_text(folder / FILE, text)
 
 
 def read(folder: Path) -> dict[str, Any]:

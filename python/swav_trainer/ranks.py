@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from swav_trainer.errors import TrainerError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(seconds=60)  # of a collective: longer than any step, short of a night lost
+TIMEOUT = timedelta(seconds=50)  # of a collective: longer than any step; told within a minute
 
 
 def join(device: str, timeout: timedelta = TIMEOUT) -> None:

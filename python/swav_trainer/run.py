@@ -14,6 +14,7 @@ from rich.console import Console
 from swav_trainer import (
     accumulation,
     data,
+    durable,
     machine,
     ranks,
     released,
@@ -38,7 +39,7 @@ RUNS = Path("runs")
 KEPT = "swav_trainer.folder"  # under torchrun, for a restart
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Config):
     """Train SwAV, evaluate the features and write a report.
 
@@ -261,8 +262,8 @@ def _evaluate(console: Console, trainer: Trainer, folder: Path) -> None:
     report.write(folder / report.NAME, [view])
     seconds = round(trainer.seconds + time.perf_counter() - started, 1)
     result = {**rounded(scores), "seconds": seconds}
-    (folder / FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    console.print(scores_table(scores))
+    durable.write_text(folder / FILE, json.dumps(result, indent=1) + "\n")
+    console.print(scores_table(config, scores))
     console.print(
         f"{seconds:.0f} s in all. Report: {printable(folder / report.NAME)}",
         markup=False, soft_wrap=True,

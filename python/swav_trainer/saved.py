@@ -26,8 +26,8 @@ def save(run: Path, config: Config, tensors: dict[str, Tensor], state: dict[str,
     """Write a checkpoint; all processes call it."""
     if config.shard:
         _sharded().save(path(run, config), tensors, state)
-    elif ranks.is_main():
-        checkpoint.save(path(run, config), tensors, state)
+    else:  # whose mistake is that of all, and ends all
+        ranks.tell(lambda: checkpoint.save(path(run, config), tensors, state))
 
 
 def load(

@@ -1,12 +1,13 @@
 """Settings in files: presets that are shipped, and the settings of a run."""
 
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from swav_trainer import sources
+from swav_trainer import durable, sources
 from swav_trainer.config import FIELDS, Config
 from swav_trainer.errors import TrainerError, did_you_mean, printable
 
@@ -23,7 +24,7 @@ BASE, ABOUT = "base", "about"  # keys of a preset beside the settings
 
 def save(config: Config, path: Path) -> None:
     """Write every setting as TOML; `--preset` reads it back."""
-    path.write_text(to_text(config), encoding="utf-8")
+    durable.write_text(path, to_text(config))
 
 
 def to_text(config: Config) -> str:
@@ -34,14 +35,19 @@ def to_text(config: Config) -> str:
 def load(path: Path) -> Config:
     """Read a TOML file that holds every setting, or some and the name of a preset as its `base`.
 
+    Settings that are newer than the file are as runs were before them; a line on stderr says so.
+
     Raises:
         TrainerError: the file is missing or no TOML, a setting is unknown, missing or wrong.
     """
     values = _with_base(path)
-    names = [field.name for field in FIELDS]
-    missing = [name for name in names if name not in values]
+    absent = [field for field in FIELDS if field.name not in values]
+    missing = [field.name for field in absent if field.default is dataclasses.MISSING]
     if missing:
         raise TrainerError(f"{printable(path)} lacks the settings {', '.join(missing)}")
+    if absent:
+        newer = ", ".join(f"{field.name} = {to_toml(field.default)}" for field in absent)
+        print(f"{printable(path)} is older than some settings, taken as {newer}", file=sys.stderr)
     return Config(**values)
 
 

@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from swav_trainer import checkpoint, ranks, shard_index
+from swav_trainer import checkpoint, durable, ranks, shard_index
 from swav_trainer.errors import TrainerError, printable
 
 MANIFEST, STATE, INDEX = "manifest.json", "state.json", ".metadata"  # torch names the index
@@ -66,12 +66,12 @@ def _finish(temporary: Path, path: Path, state: dict[str, Any]) -> None:
         _write(temporary / STATE, state)
         sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
         _write(temporary / MANIFEST, sums)
-        checkpoint.flush(temporary)
+        durable.flush(temporary)
         if path.exists():
             _remove(path.with_name(checkpoint.PREVIOUS_SHARDS))
             path.replace(path.with_name(checkpoint.PREVIOUS_SHARDS))
         temporary.replace(path)
-        checkpoint.flush(path.parent)
+        durable.flush(path.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _cannot_write(path, error) from error
@@ -95,11 +95,7 @@ def _first(error: dcp.CheckpointException) -> BaseException:
 
 
 def _cannot_write(path: Path, error: BaseException) -> TrainerError:
-    reason = getattr(error, "strerror", None) or error
-    return TrainerError(
-        f"cannot write the checkpoint {printable(path)}{checkpoint.room(path.parent)}: {reason}; "
-        "a checkpoint written before is intact"
-    )
+    return checkpoint.before_is_intact(durable.cannot_write(path, error, "the checkpoint"))
 
 
 def _sha256(file: Path) -> str:

@@ -26,6 +26,7 @@ def _loss(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     name, temperature = op.check(scores, codes, temperature, weights, backend)
+    checks.check_readable(op.OP, name, student_scores=scores, teacher_codes=codes, weights=weights)
     acc = checks.accumulate_dtype(scores, codes)
     weights = None if weights is None else weights.to(acc)
     if name == "reference":

@@ -31,10 +31,13 @@ def _problem(
     precision: str,
     check_finite: bool,
     backend: str | None,
+    *,
+    has_numbers: bool = True,
 ) -> Problem:
     return prepare(
         op, scores, iterations, least_iterations, epsilon, False, named_group(group),
         prototype_weights, sample_weights, score_bound, precision, check_finite, backend,
+        has_numbers,
     )  # fmt: skip
 
 
@@ -48,7 +51,7 @@ def _codes(
 def _codes_shape(
     scores: Tensor, iterations: int, epsilon: float, group: str | None, hard: bool, *rest: Any
 ) -> Tensor:
-    problem = _problem(OP, 0, scores, iterations, epsilon, group, *_unread(rest))
+    problem = _problem(OP, 0, scores, iterations, epsilon, group, *rest, has_numbers=False)
     return scores.new_empty(scores.shape, dtype=problem.acc)
 
 
@@ -58,13 +61,8 @@ def _potentials(scores: Tensor, *rest: Any) -> Tensor:
 
 
 def _potentials_shape(scores: Tensor, *rest: Any) -> Tensor:
-    problem = _problem(POTENTIALS, 1, scores, *rest[:3], *_unread(rest[3:]))
+    problem = _problem(POTENTIALS, 1, scores, *rest, has_numbers=False)
     return scores.new_empty((*scores.shape[:-2], scores.shape[-1]), dtype=problem.acc)
-
-
-def _unread(rest: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments from prototype_weights on, without check_finite: there are no numbers."""
-    return (*rest[:4], False, *rest[5:])
 
 
 def _codes_in_batches(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:

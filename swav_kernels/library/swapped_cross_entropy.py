@@ -25,6 +25,7 @@ def _loss(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     name, temperature, crops = op.check(scores, codes, temperature, assign, backend)
+    checks.check_readable(op.OP, name, scores=scores, codes=codes)
     scores, codes = op.as_they_are(scores.detach(), codes.detach())
     if name != "reference":
         kernels = dispatch.kernels(op.OP, name)

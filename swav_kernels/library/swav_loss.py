@@ -79,7 +79,7 @@ def _shapes(
 ) -> Results:
     op.check(
         features, prototypes, temperature, epsilon, iterations, assign, queue, hard, precision,
-        backend,
+        False, return_stats, backend,
     )  # fmt: skip
     acc = checks.accumulate_dtype(features, prototypes)
     new = functools.partial(features.new_empty, dtype=acc)

@@ -26,7 +26,7 @@ def _shape(
     group: str | None, normalize: bool, prototype_weights: Tensor | None,
     sample_weights: Tensor | None, precision: str, backend: str | None,
 ) -> Tensor:  # fmt: skip
-    op.check(features, prototypes, epsilon, iterations, queue, precision, backend)
+    op.check(features, prototypes, epsilon, iterations, queue, normalize, precision, backend)
     sums = [x for x in (features, queue) if x is not None]
     acc = checks.accumulate_dtype(prototypes, *sums)
     return features.new_empty((features.shape[0], prototypes.shape[0]), dtype=acc)

@@ -73,15 +73,17 @@ def loss_of(
 ) -> Tensor:
     """The loss by a backend's kernels, with autograd."""
     name, temperature = check(student_scores, teacher_codes, temperature, weights, backend)
+    checks.check_readable(
+        OP, name, student_scores=student_scores, teacher_codes=teacher_codes, weights=weights
+    )
     acc = checks.accumulate_dtype(student_scores, teacher_codes)
-    codes = teacher_codes.detach()
     weights = None if weights is None else weights.detach().to(acc)
     if name == "reference":
         return reference.prototype_cross_entropy(
-            student_scores.to(acc), codes.to(acc), temperature, weights
+            student_scores.to(acc), teacher_codes.detach().to(acc), temperature, weights
         )
     loss = swapped.run(
-        student_scores, codes, ASSIGN, temperature, name, functools.partial(halves, weights)
+        student_scores, teacher_codes, ASSIGN, temperature, name, functools.partial(halves, weights)
     )
     return loss * unpadded(len(student_scores)) if len(student_scores) % 2 else loss
 

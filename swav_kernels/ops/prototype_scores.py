@@ -53,7 +53,9 @@ def prototype_scores(
 
 def scores_of(features: Tensor, prototypes: Tensor, normalize: bool, backend: str | None) -> Tensor:
     """The scores by a backend's kernels, with autograd."""
+    checks.check_flags(OP, normalize=normalize)
     dtype, name = check(features, prototypes, backend)
+    checks.check_readable(OP, name, features=features, prototypes=prototypes)
     dim = prototypes.shape[1]
     if normalize:
         features = checks.normalize_rows(features)
@@ -79,6 +81,7 @@ def gradients_of(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients [N, D] and [K, D] of scores, each None unless needed, in float32 (float64)."""
     _, name = check(features, prototypes, backend)
+    checks.check_readable(OP, name, features=features, prototypes=prototypes, gradient=d_scores)
     rows, columns = checks.promote(features.reshape(-1, prototypes.shape[1]), prototypes)
     flat = d_scores.reshape(-1, len(prototypes))
     if name != "reference":
@@ -141,6 +144,7 @@ class _PrototypeScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_scores: Tensor) -> tuple[Tensor | None, ...]:
+        checks.check_readable(OP, "cpu", gradient=d_scores)
         features, prototypes = ctx.saved_tensors
         need_features, need_prototypes, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # the gradients are scores too, with gradients of their own

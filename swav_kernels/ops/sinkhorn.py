@@ -87,6 +87,8 @@ def sinkhorn(
         OP, scores, iterations, 0, epsilon, gather_distributed, group, prototype_weights,
         sample_weights, score_bound, precision, check_finite, backend,
     )  # fmt: skip
+    if hard is not False:
+        checks.check_flags(OP, hard=hard)
     check_out(OP, out, scores, problem.acc)
     codes = problem.run(hard, out)
     if out is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from swav_kernels import checks, dispatch
 from swav_kernels.distributed import Group, all_reduce, raise_if_not_finite, resolve_group
 from swav_kernels.ops.iteration import potentials, shift_from_bound, solve
+from swav_kernels.ops.weights import check_prototype_weights, check_sample_weights
 from swav_kernels.reference import sinkhorn as reference
 
 OP = "sinkhorn"
@@ -114,27 +115,36 @@ def prepare(
     precision: str,
     check_finite: bool,
     backend: str | None,
+    has_numbers: bool = True,
 ) -> Problem:
-    """Check the arguments of the public function `op` and choose the backend."""
+    """Check the arguments of the public function `op` and choose the backend.
+
+    Without numbers, where a graph asks for shapes alone, none are looked for.
+    """
     checks.check_tensor(op, "scores", scores, "[N, K]", "[A, N, K]")
     iterations = checks.check_iterations(op, iterations, least_iterations)
     epsilon = checks.check_scale(op, "epsilon", epsilon)
     checks.check_precision(op, precision)
+    if gather_distributed is not False or check_finite is not False:
+        checks.check_flags(op, gather_distributed=gather_distributed, check_finite=check_finite)
     if score_bound is not None:
         score_bound = checks.check_score_bound(op, score_bound)
-    rows = scores.detach() if scores.dim() == 3 else scores.detach().unsqueeze(0)
-    num_problems, num_rows, num_prototypes = rows.shape
+    *_, num_rows, num_prototypes = scores.shape
+    num_problems = scores.shape[0] if scores.dim() == 3 else 1
     checks.check_not_empty(op, "scores", num_prototypes, "K")
+    name = dispatch.choose_backend(OP, scores.device, scores.dtype, backend, caller=op)
+    reader = name if has_numbers else "reference"
+    checks.check_readable(op, reader, scores=scores)
+    rows = scores.detach() if scores.dim() == 3 else scores.detach().unsqueeze(0)
     acc = checks.accumulate_dtype(scores)
-    prototype_weights = checks.check_prototype_weights(
-        op, prototype_weights, num_prototypes, "scores", scores, acc
+    prototype_weights = check_prototype_weights(
+        op, prototype_weights, num_prototypes, "scores", scores, acc, reader
     )
-    sample_weights = checks.check_sample_weights(
-        op, sample_weights, num_problems, num_rows, "scores", scores, acc
+    sample_weights = check_sample_weights(
+        op, sample_weights, num_problems, num_rows, "scores", scores, acc, reader
     )
     group = resolve_group(op, group, gather_distributed)
-    name = dispatch.choose_backend(OP, scores.device, scores.dtype, backend, caller=op)
-    if check_finite:
+    if check_finite and has_numbers:
         raise_if_not_finite(op, "scores", scores.detach(), group)
     return Problem(
         scores=rows.contiguous(),

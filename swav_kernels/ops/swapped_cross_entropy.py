@@ -72,10 +72,12 @@ def loss_of(
 ) -> Tensor:
     """The loss by a backend's kernels, with autograd."""
     name, temperature, crops = check(scores, codes, temperature, assign, backend)
-    codes = codes.detach()
+    checks.check_readable(OP, name, scores=scores, codes=codes)
     if name == "reference":
         acc = checks.accumulate_dtype(scores, codes)
-        return reference.swapped_cross_entropy(scores.to(acc), codes.to(acc), crops, temperature)
+        return reference.swapped_cross_entropy(
+            scores.to(acc), codes.detach().to(acc), crops, temperature
+        )
     return run(scores, codes, crops, temperature, name)
 
 
@@ -120,12 +122,12 @@ def run(
     name: str,
     arrange: Arrange = as_they_are,
 ) -> Tensor:
-    """The loss by the kernels of that name; arguments are checked and the codes detached.
+    """The loss by the kernels of that name; arguments are checked.
 
     `arrange` brings scores and codes into the kernels' form.
     """
     kernels = dispatch.kernels(OP, name)
-    arranged = arrange(scores, codes)
+    arranged = arrange(scores, codes.detach())
     if not (torch.is_grad_enabled() and scores.requires_grad):
         loss: Tensor = kernels.loss_and_gradient(
             arranged[0].detach(), arranged[1], assign, temperature, False
@@ -165,7 +167,7 @@ class _SwappedCrossEntropy(torch.autograd.Function):
 
         def again(scores: Tensor, codes: Tensor) -> tuple[tuple[Tensor], Tensor]:
             acc = checks.accumulate_dtype(scores, codes)
-            scores, codes = arrange(scores, codes)
+            scores, codes = arrange(scores, codes.detach())
             loss = reference.swapped_cross_entropy(scores.to(acc), codes.to(acc), *settings)
             return (scores,), loss
 

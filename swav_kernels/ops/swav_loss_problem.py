@@ -106,6 +106,8 @@ def check(
     queue: Tensor | None,
     hard: bool,
     precision: str,
+    normalize: bool,
+    return_stats: bool,
     backend: str | None,
 ) -> tuple[str, int, Settings]:
     """Return the backend, the iterations and the settings of checked arguments."""
@@ -114,6 +116,7 @@ def check(
     epsilon = checks.check_scale(OP, "epsilon", epsilon)
     iterations = checks.check_iterations(OP, iterations, 1)
     checks.check_precision(OP, precision)
+    checks.check_flags(OP, hard=hard, normalize=normalize, return_stats=return_stats)
     crops = checks.check_assign(OP, assign, features.shape[0])
     check_queue(OP, queue, features, len(crops))
     dtype = torch.promote_types(features.dtype, prototypes.dtype)
@@ -144,8 +147,9 @@ def prepare(
     """Check the arguments of `swav_loss`, choose the backend and balance the codes."""
     name, iterations, settings = check(
         features, prototypes, temperature, epsilon, iterations, assign, queue, hard, precision,
-        backend,
+        normalize, return_stats, backend,
     )  # fmt: skip
+    checks.check_readable(OP, name, features=features, prototypes=prototypes, queue=queue)
     crops, epsilon = settings.assign, settings.epsilon
     if queue is not None:
         queue = queue.detach()
@@ -168,7 +172,7 @@ def prepare(
     else:
         f = _check_potentials(
             potentials, len(crops), features, prototypes, queue,
-            None if return_stats else group, prototype_weights,
+            None if return_stats else group, prototype_weights, name,
         )  # fmt: skip
         group = resolve_group(OP, group)
     features, prototypes = checks.promote(features.contiguous(), prototypes.contiguous())
@@ -184,6 +188,7 @@ def _check_potentials(
     queue: Tensor | None,
     group: Group,
     prototype_weights: Tensor | None,
+    name: str,
 ) -> Tensor:
     for argument, value in (
         ("queue", queue),
@@ -200,6 +205,7 @@ def _check_potentials(
     shape = (num_prototypes,) if potentials.dim() == 1 else (num_crops, num_prototypes)
     checks.check_shape(OP, "potentials", potentials, shape, "[K]" if len(shape) == 1 else "[A, K]")
     checks.check_same_device(OP, features=features, potentials=potentials)
+    checks.check_readable(OP, name, potentials=potentials)
     acc = checks.accumulate_dtype(features, prototypes)
     if potentials.dtype != acc:
         raise TypeError(

@@ -10,6 +10,7 @@ from swav_kernels.distributed import Group, group_name, resolve_group
 from swav_kernels.ops import route
 from swav_kernels.ops.iteration import potentials
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
+from swav_kernels.ops.weights import check_prototype_weights, check_sample_weights
 from swav_kernels.reference import sinkhorn
 from swav_kernels.reference import swav_loss as reference
 
@@ -92,8 +93,9 @@ def potentials_of(
 ) -> Tensor:
     """F [A, K] by a backend's kernels."""
     epsilon, iterations, name = check(
-        features, prototypes, epsilon, iterations, queue, precision, backend
+        features, prototypes, epsilon, iterations, queue, normalize, precision, backend
     )
+    checks.check_readable(POTENTIALS, name, features=features, prototypes=prototypes, queue=queue)
     features, prototypes = features.detach(), prototypes.detach()
     queue = None if queue is None else queue.detach()
     if normalize:
@@ -111,6 +113,7 @@ def check(
     epsilon: float,
     iterations: int,
     queue: Tensor | None,
+    normalize: bool,
     precision: str,
     backend: str | None,
 ) -> tuple[float, int, str]:
@@ -119,6 +122,7 @@ def check(
     epsilon = checks.check_scale(POTENTIALS, "epsilon", epsilon)
     iterations = checks.check_iterations(POTENTIALS, iterations, 1)
     checks.check_precision(POTENTIALS, precision)
+    checks.check_flags(POTENTIALS, normalize=normalize)
     check_queue(POTENTIALS, queue, features, features.shape[0])
     dtype = _promoted(features, prototypes, queue)
     name = dispatch.choose_backend(OP, features.device, dtype, backend, caller=POTENTIALS)
@@ -145,11 +149,11 @@ def balance(
     group = resolve_group(op, group)
     acc = checks.accumulate_dtype(features, prototypes, queue)
     num_crops, num_rows, _ = features.shape
-    sample_weights = checks.check_sample_weights(
-        op, sample_weights, num_crops, num_rows, "features", features, acc
+    sample_weights = check_sample_weights(
+        op, sample_weights, num_crops, num_rows, "features", features, acc, name
     )
-    prototype_weights = checks.check_prototype_weights(
-        op, prototype_weights, prototypes.shape[0], "features", features, acc
+    prototype_weights = check_prototype_weights(
+        op, prototype_weights, prototypes.shape[0], "features", features, acc, name
     )
     if queue is None:
         features, prototypes = checks.promote(features, prototypes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,9 @@ RESNETS = {
     "resnet50w4": ((3, 4, 6, 3), True, 4),
     "resnet50w5": ((3, 4, 6, 3), True, 5),
 }
+
+
+FEWEST_CHANNELS = 8  # of a strided 1x1 convolution that torch's own may compute
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -66,7 +70,25 @@ class Bottleneck(nn.Module):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    small = inputs < FEWEST_CHANNELS and stride > 1
+    first = Sampled(inputs, outputs, stride) if small else conv(inputs, outputs, 1, stride)
+    return nn.Sequential(first, nn.BatchNorm2d(outputs))
+
+
+class Sampled(nn.Conv2d):
+    """A 1x1 convolution of stride `stride`: one of every `stride`-th pixel is the same.
+
+    torch 2.13's own, of fewer than 8 channels that lie together, writes outside its memory in the
+    backward pass on processors of AMD.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', ceil(H / stride), ceil(W / stride)]."""
+        sampled = x[:, :, :: self.stride[0], :: self.stride[1]]
+        return functional.conv2d(sampled.contiguous(memory_format=torch.channels_last), self.weight)
 
 
 class ResNet(nn.Module):

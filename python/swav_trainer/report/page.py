@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from swav_trainer.errors import TrainerError, printable
+from swav_trainer import durable
 from swav_trainer.report import curves, gallery, map, tables
 from swav_trainer.report.view import View
 
@@ -25,10 +25,11 @@ def write(file: Path, views: Sequence[View]) -> None:
     runs = "".join(_run(view, len(views), sheets) for view in views)
     alone = len(views) == 1
     if alone:
-        title = f"SwAV on {_data(views[0])}"
+        title = f"{tables.METHODS[views[0].config.method]} on {_data(views[0])}"
         top = f'<p class="lead">{html.escape(tables.lead(views[0]))}</p>'
     else:
-        title = f"{len(views)} runs of SwAV"
+        methods = dict.fromkeys(tables.METHODS[view.config.method] for view in views)
+        title = f"{len(views)} runs of {' and '.join(methods)}"
         top = f"<h2>Side by side</h2><section>{tables.side_by_side(views)}</section>"
     text = Template(_asset("page.html")).substitute(
         title=html.escape(title),
@@ -41,10 +42,7 @@ def write(file: Path, views: Sequence[View]) -> None:
         sheets=map.to_script(sheets),
         script=_asset("map.js"),
     )
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TrainerError(f"cannot write {printable(file)}: {error.strerror}") from error
+    durable.write_text(file, text)
 
 
 def _asset(name: str) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from swav_trainer.alarm import GRACE
-from swav_trainer.config import FIELDS
+from swav_trainer.config import FIELDS, Config
 
 if TYPE_CHECKING:
     from swav_trainer.report.view import View
 
+METHODS = {"swav": "SwAV", "deepcluster": "DeepCluster-v2"}
 KINDS = {"swav": "SwAV", "pixels": "raw pixels", "random": "same network, untrained"}
 FIGURES = {
     "knn20": "20 neighbours",
@@ -19,6 +20,11 @@ FIGURES = {
 }
 # what telemetry counts as parts of a step; the rest is optimiser and telemetry
 PARTS = {"data": "waiting for crops", "network": "in the network", "loss": "in loss and Sinkhorn"}
+
+
+def kinds(config: Config) -> dict[str, str]:
+    """Titles of what an evaluation compares: the features that the run learned come first."""
+    return {**KINDS, "swav": METHODS[config.method]}
 
 
 def lead(view: "View") -> str:
@@ -63,12 +69,12 @@ def scores(view: "View") -> str:
     """The evaluation of one run."""
     if not view.scores:
         return "<p>Not evaluated yet.</p>"
-    kinds = {kind: title for kind, title in KINDS.items() if kind in view.scores}
+    known = {kind: title for kind, title in kinds(view.config).items() if kind in view.scores}
     head = "".join(f"<th>{title}</th>" for title in FIGURES.values())
     rows = ""
-    for kind, title in kinds.items():
+    for kind, title in known.items():
         cells = "".join(
-            _figure(view.scores[kind][figure], [view.scores[other][figure] for other in kinds])
+            _figure(view.scores[kind][figure], [view.scores[other][figure] for other in known])
             for figure in FIGURES
         )
         rows += f"<tr><th>{title}</th>{cells}</tr>"
