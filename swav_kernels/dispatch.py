@@ -20,6 +20,8 @@ from swav_kernels import hidden
 OPS = ("prototype_scores", "sinkhorn", "swapped_cross_entropy", "swav_loss")
 ENVIRONMENT_VARIABLE = "SWAV_KERNELS_BACKEND"
 
+_TRITON_ABSENT = "triton is not installed: pip install triton"
+
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "swav_kernels_backend", default=None
 )
@@ -48,9 +50,13 @@ def _takes_everything(device: torch.device, dtype: torch.dtype) -> str | None:
 def _native_missing() -> str | None:
     try:
         importlib.import_module("swav_kernels.native").load()
-    except ImportError as error:
-        return str(error)
+    except Exception as error:  # a damaged file may raise anything: a reason, never a failure
+        return _reason(error)
     return None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
 @functools.cache
@@ -68,11 +74,30 @@ def _interpreting() -> bool:
 
 
 def _triton_missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if _interpreting() or torch.cuda.is_available() or _has_xpu():
+    if not (_interpreting() or torch.cuda.is_available() or _has_xpu()):
+        if importlib.util.find_spec("triton") is None:
+            return _TRITON_ABSENT
+        return (
+            "no GPU that torch sees: set TRITON_INTERPRET=1 to interpret the kernels on CPU tensors"
+        )
+    return _triton_is_broken()
+
+
+@functools.cache
+def _triton_is_broken() -> str | None:
+    """Why its kernels cannot be imported; asked where they could run, for triton loads slowly."""
+    try:
+        for op in OPS:
+            kernels(op, "triton")
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return _TRITON_ABSENT
+        broken: Exception = error
+    except Exception as error:  # of another torch, or half installed: it may raise anything
+        broken = error
+    else:
         return None
-    return "no GPU that torch sees: set TRITON_INTERPRET=1 to interpret the kernels on CPU tensors"
+    return f"triton cannot be imported ({_reason(broken)}): install the one that torch asks for"
 
 
 def _has_xpu() -> bool:

@@ -276,23 +276,18 @@ template <typename T>
 void swav_loss(const T* features, const T* prototypes, const T* f, T* loss, T* d_features,
                T* d_prototypes, CodeStatistics<T> statistics, int64_t num_samples,
                int64_t num_prototypes, int64_t dim, const LossSettings& settings, int threads) {
-  const auto run = [&](auto word) {
-    return Loss<T, decltype(word)>(features, prototypes, f, d_features, d_prototypes, statistics,
-                                   num_samples, num_prototypes, dim, settings, threads)
-        .run();
-  };
-  if constexpr (std::is_same_v<T, float> && kHasBfloat16) {
-    *loss = settings.bfloat16 ? run(Pair{}) : run(T{});
-  } else {
-    *loss = run(T{});
-  }
+  *loss = Loss<T, FeatureWord<T>>(features, prototypes, f, d_features, d_prototypes, statistics,
+                                  num_samples, num_prototypes, dim, settings, threads)
+              .run();
 }
 
 }  // namespace
 
-void add_swav_loss(Kernels<float>& single, Kernels<double>& twice) {
+void add_swav_loss(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   single.swav_loss = swav_loss<float>;
+#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
   twice.swav_loss = swav_loss<double>;
+#endif
 }
 
 }  // namespace swav::cpu::SWAV_ISA

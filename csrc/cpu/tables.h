@@ -3,7 +3,8 @@
 
 #include "../kernels.h"
 
-// Each op fills in its own entries; SWAV_ISA is generic, avx2 or avx512
+// Each op fills in its own entries; SWAV_ISA is generic, avx2, ... A set with bfloat16 products has
+// the kernels on features alone, of float32
 #define SWAV_DECLARE_OPS(ISA)                                        \
   namespace swav::cpu::ISA {                                         \
   void add_prototype_scores(Kernels<float>&, Kernels<double>&);      \
