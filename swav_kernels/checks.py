@@ -18,7 +18,6 @@ SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # 1 / epsilon is a normal number in
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRECISIONS = ("float32", "bfloat16")
 NORM_EPS = 1e-12
-_FIRST = ("features", "scores", "student_scores")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -30,7 +29,8 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(op)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         # the tensor that every op begins with, or the op says what it wants
-        first = args[0] if args else next((kwargs[x] for x in _FIRST if x in kwargs), None)
+        named = (x for x in kwargs.values() if isinstance(x, Tensor))
+        first = args[0] if args else next(named, None)
         device_type = first.device.type if isinstance(first, Tensor) else "meta"
         if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return op(*args, **kwargs)
@@ -80,7 +80,7 @@ def check_tensor(op: str, argument: str, value: object, *layouts: str) -> Tensor
 @functools.cache
 def _dims(layouts: tuple[str, ...]) -> tuple[int, ...]:
     """Numbers of dimensions that layouts allow; none said: any."""
-    return () if "[..., D]" in layouts else tuple(x.count(",") + 1 for x in layouts)
+    return () if layouts[0].startswith("[...") else tuple(x.count(",") + 1 for x in layouts)
 
 
 def check_shape(op: str, argument: str, value: Tensor, wanted: Sequence[int], meaning: str) -> None:

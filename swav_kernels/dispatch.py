@@ -17,7 +17,13 @@ from torch import Tensor
 
 from swav_kernels import hidden
 
-OPS = ("prototype_scores", "sinkhorn", "swapped_cross_entropy", "swav_loss")
+OPS = (
+    "prototype_scores",
+    "sinkhorn",
+    "swapped_cross_entropy",
+    "swav_loss",
+    "prototype_distillation_loss",
+)
 ENVIRONMENT_VARIABLE = "SWAV_KERNELS_BACKEND"
 
 _TRITON_ABSENT = "triton is not installed: pip install triton"

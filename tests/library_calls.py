@@ -106,6 +106,20 @@ def swav_loss() -> Iterator[Call]:
         yield z, c, *start, False, None, "float32", num_rows > 0, True, True, "reference"
 
 
+def prototype_distillation_loss() -> Iterator[Call]:
+    weights = torch.rand(B) + 0.1
+    for shapes in (((B, D), (B, 4)), ((V, B, D), (2, B, 4))):
+        students, teachers = in_every_form(shapes[0], (K, D)), in_every_form(shapes[1], (K, 4))
+        for student, teacher in zip(students, teachers, strict=True):
+            for grad in GRADS[1:] if len(shapes[0]) == 2 else GRADS[-1:]:
+                z, c = leaves(student, grad)
+                start = z, c, *teacher, 0.1, 0.07, 2
+                yield *start, None, weights[: z.shape[-2]], None, "float32", *grad, None
+            acc = (z.sum() + c.sum() + teacher[0].sum() + teacher[1].sum()).dtype
+            f = torch.zeros(K, dtype=acc if acc == torch.float64 else torch.float32)
+            yield *start, f, None, None, "float32", *grad, "reference"
+
+
 def swav_potentials() -> Iterator[Call]:
     shares, weights = torch.rand(K) + 0.1, torch.rand(B) + 0.1
     for inputs in in_every_form((2, B, D), (K, D)):
@@ -120,6 +134,7 @@ def swav_potentials() -> Iterator[Call]:
 
 SAMPLES: dict[str, Callable[[], Iterator[Call]]] = {
     "prototype_cross_entropy": prototype_cross_entropy,
+    "prototype_distillation_loss": prototype_distillation_loss,
     "prototype_scores": prototype_scores,
     "prototype_scores_gradients": prototype_scores_gradients,
     "sinkhorn": sinkhorn,

@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
 ]
 V, B, D, K = 3, 9, 8, 5  # B is odd: prototype_cross_entropy pads
+TEACHER = unit_rows(2, B, 4, seed=6)
 CODES = random_codes(2, B, K)
 Loss = Callable[..., Tensor]
 ALIVE: list[Tensor] = []
@@ -36,6 +37,9 @@ LOSSES: dict[str, Loss] = {
     "prototype_scores": lambda z, c, **on: sk.prototype_scores(z, c, **on).square().sum(),
     "swapped_cross_entropy": lambda z, c, **on: sk.swapped_cross_entropy(
         alive(z @ c.t()), alive(CODES.to(z)), **on
+    ),
+    "prototype_distillation_loss": lambda z, c, **on: sk.prototype_distillation_loss(
+        z, c, TEACHER.to(z), c.detach()[:, :4], weights=torch.arange(B).to(z), **on
     ),
     "prototype_cross_entropy": lambda z, c, **on: sk.prototype_cross_entropy(
         alive(z[0] @ c.t()), alive(CODES[0].to(z)), weights=torch.arange(B).to(z), **on

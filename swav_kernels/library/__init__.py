@@ -4,6 +4,7 @@ import importlib
 
 OPS = (
     "prototype_cross_entropy",
+    "prototype_distillation_loss",
     "prototype_scores",
     "sinkhorn",
     "swapped_cross_entropy",
