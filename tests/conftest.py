@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from depth import DEEP
 
 import swav_kernels as sk
 from swav_kernels import dispatch
@@ -27,6 +28,8 @@ MARKERS = (
     "interpreted: tests interpreted Triton itself: runs under TRITON_INTERPRET=1 only",
     "float64: needs a backend that takes float64",
     "gpu: runs on a GPU only (set by conftest.py for the backends that do)",
+    "deep: runs under SWAV_TESTS_DEEP=1 only, in .ci/deep",
+    "slow: not of the fast suite, `pytest -m 'not slow'`",
     "needs(command): runs where that command is installed, and always under SWAV_TESTS_NEED_ALL=1",
 )
 
@@ -81,6 +84,8 @@ def _is_meant_to_run(item: pytest.Item) -> bool:
     if needs and shutil.which(needs.args[0]) is None and "SWAV_TESTS_NEED_ALL" not in os.environ:
         return False
     if backend == "triton" and item.get_closest_marker("float64"):
+        return False
+    if item.get_closest_marker("deep") and not DEEP:
         return False
     if item.get_closest_marker("gpu") and (INTERPRETED or not torch.cuda.is_available()):
         return False
