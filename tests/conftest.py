@@ -19,6 +19,13 @@ from swav_kernels import dispatch
 
 pytest.register_assert_rewrite("compare")  # the numbers of a failed bound in the report
 
+# whole files that the fast suite leaves out: runs of several processes, compilers, browsers, sweeps
+SLOW = {
+    "test_cuda_build", "test_torch_features", "test_trainer_backends", "test_trainer_kills",
+    "test_trainer_libraries", "test_trainer_rank_faults", "test_trainer_ranks",
+    "test_trainer_report", "test_trainer_runs", "test_trainer_sharding", "test_trainer_sweep",
+    "test_triton_compile",
+}  # fmt: skip
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU_BACKENDS = ("triton", "cuda")
 OPTIONAL_COMMANDS = ("aarch64-linux-gnu-g++", "chromium")
@@ -59,6 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect, rather than skip, what the chosen backends are not meant to run."""
     kept, dropped = [], []
     for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
         (kept if _is_meant_to_run(item) else dropped).append(item)
         if _backend(item) in GPU_BACKENDS and torch.cuda.is_available() and not INTERPRETED:
             item.add_marker("gpu")

@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 
 import torch
 import torch.multiprocessing as mp
+from depth import count
 
-DEADLINE = 240  # seconds for a child: the machine may be busy
+DEADLINE = count(240, 3600)  # seconds for children: the machine may be busy
 CUT = -signal.SIGXFSZ  # how a child ends that `cut` has met
 
 

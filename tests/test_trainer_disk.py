@@ -206,6 +206,7 @@ def run_into(folder: Path, place: str, hit: int, act: Callable[[], None]) -> Non
     os._exit(code)
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_vanishes_ends_with_the_reason(tmp_path: Path) -> None:
     run = tmp_path / "run"
     vanish = partial(shutil.rmtree, run)
@@ -222,6 +223,7 @@ def fail_writing() -> None:
     failing("os:fsync", 1, errno.EIO)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_disk_that_begins_to_fail_keeps_what_it_had(tmp_path: Path) -> None:
     assert child(run_into, tmp_path, "swav_trainer.engine:Trainer.learn", 15, fail_writing) == 2
     said = (tmp_path / "said").read_text()
