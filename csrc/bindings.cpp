@@ -58,6 +58,7 @@ void define(py::module_& module, const char* name, cuda::Error (*call)(Args...))
 template <typename T>
 void define_cpu(py::module_ module) {
   static const cpu::Kernels<T>& kernels = cpu::kernels<T>();
+  constexpr auto& for_features = cpu::kernels<T>;  // whose products may be of bfloat16 numbers
   using Assign = std::vector<int64_t>;
 
   define(
@@ -127,7 +128,7 @@ void define_cpu(py::module_ module) {
           Address d_scores, int64_t num_crops, int64_t num_samples, int64_t num_prototypes,
           Assign assign, double temperature, int threads) {
         const cpu::LossSettings settings{
-            num_crops, int64_t(assign.size()), assign.data(), temperature, 0, false, false};
+            num_crops, int64_t(assign.size()), assign.data(), temperature, 0, false};
         kernels.swapped_cross_entropy(scores_at(scores, scores_dtype),
                                       scores_at(codes, codes_dtype), at<T>(loss), at<T>(d_scores),
                                       num_samples, num_prototypes, settings, threads);
@@ -138,18 +139,18 @@ void define_cpu(py::module_ module) {
       +[](Address features, Address prototypes, Address sample_weights, Address column_max,
           Address column_sums, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
           int64_t dim, double epsilon, bool bfloat16, int threads) {
-        kernels.swav_column_stats(at<T>(features), at<T>(prototypes), at<T>(sample_weights),
-                                  at<T>(column_max), at<T>(column_sums), num_problems, num_samples,
-                                  num_prototypes, dim, epsilon, bfloat16, threads);
+        for_features(bfloat16).swav_column_stats(
+            at<T>(features), at<T>(prototypes), at<T>(sample_weights), at<T>(column_max),
+            at<T>(column_sums), num_problems, num_samples, num_prototypes, dim, epsilon, threads);
       });
   define(
       module, "swav_column_sums",
       +[](Address features, Address prototypes, Address f, Address sample_weights,
           Address column_sums, int64_t num_problems, int64_t num_samples, int64_t num_prototypes,
           int64_t dim, double epsilon, bool bfloat16, int threads) {
-        kernels.swav_column_sums(at<T>(features), at<T>(prototypes), at<T>(f),
-                                 at<T>(sample_weights), at<T>(column_sums), num_problems,
-                                 num_samples, num_prototypes, dim, epsilon, bfloat16, threads);
+        for_features(bfloat16).swav_column_sums(
+            at<T>(features), at<T>(prototypes), at<T>(f), at<T>(sample_weights), at<T>(column_sums),
+            num_problems, num_samples, num_prototypes, dim, epsilon, threads);
       });
   define(
       module, "swav_potentials",
@@ -157,9 +158,9 @@ void define_cpu(py::module_ module) {
           Address log_prototype_weights, Address f, int64_t num_problems, int64_t num_samples,
           int64_t num_prototypes, int64_t dim, double epsilon, int iterations, bool bfloat16,
           int threads) {
-        kernels.swav_potentials(at<T>(features), at<T>(prototypes), at<T>(sample_weights),
-                                at<T>(log_prototype_weights), at<T>(f), num_problems, num_samples,
-                                num_prototypes, dim, epsilon, iterations, bfloat16, threads);
+        for_features(bfloat16).swav_potentials(
+            at<T>(features), at<T>(prototypes), at<T>(sample_weights), at<T>(log_prototype_weights),
+            at<T>(f), num_problems, num_samples, num_prototypes, dim, epsilon, iterations, threads);
       });
   define(
       module, "swav_loss",
@@ -168,14 +169,29 @@ void define_cpu(py::module_ module) {
           int64_t num_samples, int64_t num_prototypes, int64_t dim, Assign assign,
           double temperature, double epsilon, bool hard, bool bfloat16, int threads) {
         const cpu::LossSettings settings{
-            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, hard, bfloat16};
+            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, hard};
         cpu::CodeStatistics<T> out{};
         if (!statistics.empty())
           out = {at<int64_t>(statistics.at(0)), at<T>(statistics.at(1)), at<T>(statistics.at(2)),
                  at<T>(statistics.at(3))};
-        kernels.swav_loss(at<T>(features), at<T>(prototypes), at<T>(f), at<T>(loss),
-                          at<T>(d_features), at<T>(d_prototypes), out, num_samples, num_prototypes,
-                          dim, settings, threads);
+        for_features(bfloat16).swav_loss(at<T>(features), at<T>(prototypes), at<T>(f), at<T>(loss),
+                                         at<T>(d_features), at<T>(d_prototypes), out, num_samples,
+                                         num_prototypes, dim, settings, threads);
+      });
+  define(
+      module, "prototype_distillation_loss",
+      +[](Address features, Address prototypes, Address teacher_features,
+          Address teacher_prototypes, Address f, Address sample_weights, Address loss,
+          Address d_features, Address d_prototypes, int64_t num_crops, int64_t num_samples,
+          int64_t num_prototypes, int64_t dim, int64_t teacher_dim, Assign assign,
+          double temperature, double epsilon, bool bfloat16, int threads) {
+        const cpu::LossSettings settings{
+            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, false};
+        for_features(bfloat16).prototype_distillation_loss(
+            at<T>(features), at<T>(prototypes),
+            {at<T>(teacher_features), at<T>(teacher_prototypes), teacher_dim}, at<T>(f),
+            at<T>(sample_weights), at<T>(loss), at<T>(d_features), at<T>(d_prototypes), num_samples,
+            num_prototypes, dim, settings, threads);
       });
 }
 

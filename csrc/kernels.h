@@ -24,11 +24,18 @@ namespace cpu {
 struct LossSettings {
   int64_t num_crops;      // V
   int64_t num_assign;     // A
-  const int64_t* assign;  // [A], distinct crops
+  const int64_t* assign;  // [A], distinct crops; -1 is none: every crop predicts these codes
   double temperature;
-  double epsilon;  // swav_loss only
-  bool hard;       // swav_loss only: one-hot codes
-  bool bfloat16;   // swav_loss only, as below
+  double epsilon;  // of the losses from features, as are those below
+  bool hard;       // one-hot codes
+};
+
+// Whose codes the crops predict, if not their own
+template <typename T>
+struct Teacher {
+  const T* features;    // [A, B, E]
+  const T* prototypes;  // [K, E]
+  int64_t dim;          // E
 };
 
 // Telemetry of the codes; all null when it is not wanted.
@@ -81,31 +88,37 @@ struct Kernels {
                                 int64_t num_samples, int64_t num_prototypes,
                                 const LossSettings& settings, int threads);
 
-  // The sweeps over scores = features [A, N, D] prototypes [K, D]^T, which are never stored whole.
-  // bfloat16: features and prototypes are bfloat16 numbers, and products may be of such numbers.
+  // The sweeps over scores = features [A, N, D] prototypes [K, D]^T, which are never stored whole
   void (*swav_column_stats)(const T* features, const T* prototypes, const T* sample_weights,
                             T* column_max, T* column_sums, int64_t num_problems,
                             int64_t num_samples, int64_t num_prototypes, int64_t dim,
-                            double epsilon, bool bfloat16, int threads);
+                            double epsilon, int threads);
   void (*swav_column_sums)(const T* features, const T* prototypes, const T* f,
                            const T* sample_weights, T* column_sums, int64_t num_problems,
                            int64_t num_samples, int64_t num_prototypes, int64_t dim, double epsilon,
-                           bool bfloat16, int threads);
+                           int threads);
   void (*swav_potentials)(const T* features, const T* prototypes, const T* sample_weights,
                           const T* log_prototype_weights, T* f, int64_t num_problems,
                           int64_t num_samples, int64_t num_prototypes, int64_t dim, double epsilon,
-                          int iterations, bool bfloat16, int threads);
+                          int iterations, int threads);
   // loss [] of features [V, B, D], prototypes [K, D] and potentials f [A, K], and the gradients
   // d_features [V, B, D] and d_prototypes [K, D] unless null
   void (*swav_loss)(const T* features, const T* prototypes, const T* f, T* loss, T* d_features,
                     T* d_prototypes, CodeStatistics<T> statistics, int64_t num_samples,
                     int64_t num_prototypes, int64_t dim, const LossSettings& settings, int threads);
+  // The same with codes of a teacher, f [A, K] its potentials; sample_weights [B] may be null. A
+  // crop predicts all codes but those of its number in settings.assign.
+  void (*prototype_distillation_loss)(const T* features, const T* prototypes, Teacher<T> teacher,
+                                      const T* f, const T* sample_weights, T* loss, T* d_features,
+                                      T* d_prototypes, int64_t num_samples, int64_t num_prototypes,
+                                      int64_t dim, const LossSettings& settings, int threads);
 };
 
 // Of the instruction set picked when the module is loaded: the best of this processor, or the one
-// that SWAV_KERNELS_CPU names.
+// that SWAV_KERNELS_CPU names. bfloat16: features and prototypes are bfloat16 numbers, and their
+// products may be of such numbers.
 template <typename T>
-const Kernels<T>& kernels();
+const Kernels<T>& kernels(bool bfloat16 = false);
 const char* instruction_set();
 
 }  // namespace cpu

@@ -3,13 +3,17 @@
 import functools
 import math
 import numbers
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from swav_kernels import hidden
+
+MOST_ITERATIONS = 2**31 - 1  # an int of the kernels
 SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # 1 / epsilon is a normal number in float32
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRECISIONS = ("float32", "bfloat16")
@@ -25,7 +29,8 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(op)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         # the tensor that every op begins with, or the op says what it wants
-        first = args[0] if args else kwargs.get("features", kwargs.get("scores"))
+        named = (x for x in kwargs.values() if isinstance(x, Tensor))
+        first = args[0] if args else next(named, None)
         device_type = first.device.type if isinstance(first, Tensor) else "meta"
         if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return op(*args, **kwargs)
@@ -53,10 +58,10 @@ def check_tensor(op: str, argument: str, value: object, *layouts: str) -> Tensor
             f"{op}: {argument} must be float16, bfloat16, float32 or float64, got {value.dtype}; "
             "convert it with .to(torch.bfloat16)"
         )
-    if value.layout != torch.strided:
-        raise TypeError(
-            f"{op}: {argument} must be a dense tensor, got {value.layout}; use .to_dense()"
-        )
+    if value.layout != torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else value.layout
+        fix = "pad it with .to_padded_tensor" if value.is_nested else "use .to_dense()"
+        raise TypeError(f"{op}: {argument} must be a dense tensor, got {got}; {fix}")
     dims = _dims(layouts)
     if dims and value.dim() not in dims:
         wanted = " or ".join(layouts)
@@ -66,14 +71,16 @@ def check_tensor(op: str, argument: str, value: object, *layouts: str) -> Tensor
         )
     if value.dim() == 0:
         wanted = " or ".join(layouts)
-        raise ValueError(f"{op}: {argument} must have shape {wanted}, got a 0-dim tensor")
+        raise ValueError(
+            f"{op}: {argument} must have shape {wanted}, got a 0-dim tensor; use .reshape"
+        )
     return value
 
 
 @functools.cache
 def _dims(layouts: tuple[str, ...]) -> tuple[int, ...]:
     """Numbers of dimensions that layouts allow; none said: any."""
-    return () if "[..., D]" in layouts else tuple(x.count(",") + 1 for x in layouts)
+    return () if layouts[0].startswith("[...") else tuple(x.count(",") + 1 for x in layouts)
 
 
 def check_shape(op: str, argument: str, value: Tensor, wanted: Sequence[int], meaning: str) -> None:
@@ -103,7 +110,7 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
 
 def check_scale(op: str, argument: str, value: object) -> float:
     """Require epsilon or a temperature: a number that scores may be divided by."""
-    number = _number(op, argument, value)
+    number = check_number(op, argument, value)
     if not SMALLEST_SCALE <= number <= LARGEST_SCALE:  # false for NaN
         raise ValueError(
             f"{op}: {argument} must be a positive number from {SMALLEST_SCALE:g} to "
@@ -115,7 +122,7 @@ def check_scale(op: str, argument: str, value: object) -> float:
 
 def check_score_bound(op: str, value: object) -> float:
     """Require a promise that scores can keep."""
-    number = _number(op, "score_bound", value)
+    number = check_number(op, "score_bound", value)
     if not 0 < number < math.inf:
         raise ValueError(
             f"{op}: score_bound must be a positive finite number, got {number:g}; "
@@ -124,44 +131,71 @@ def check_score_bound(op: str, value: object) -> float:
     return number
 
 
-def _number(op: str, argument: str, value: object) -> float:
+def check_number(op: str, argument: str, value: object) -> float:
+    """Require a real number of any size."""
     # the common type first: asking numbers.Real costs more than a small kernel's share
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{op}: {argument} must be a positive number, got {type(value).__name__}")
+        raise TypeError(
+            f"{op}: {argument} must be a number, got {type(value).__name__}; "
+            "convert it with float() or .item()"
+        )
     try:
         return float(value)
     except OverflowError:
         return math.inf
 
 
-def check_iterations(op: str, iterations: object, least: int) -> int:
+def check_flags(op: str, **flags: object) -> None:
+    """Require True or False: anything else would be taken for True, a group or a string too."""
+    for argument, value in flags.items():
+        if value is not True and value is not False and not isinstance(value, np.bool_):
+            raise TypeError(
+                f"{op}: {argument} must be True or False, got {shown(value)}; "
+                "convert it with bool()"
+            )
+
+
+def check_iterations(op: str, value: object, least: int, argument: str = "iterations") -> int:
     """Require an integer of at least `least`."""
-    if type(iterations) is not int and (
-        isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral)
+    if type(value) is not int and (
+        isinstance(value, bool) or not isinstance(value, numbers.Integral)
     ):
-        raise TypeError(f"{op}: iterations must be an integer, got {type(iterations).__name__}")
-    if iterations < least:
+        raise TypeError(
+            f"{op}: {argument} must be an integer, got {type(value).__name__}; the paper's is 3"
+        )
+    number = int(value)
+    if not least <= number <= MOST_ITERATIONS:
         fix = "the paper's is 3" if least == 0 else "only sinkhorn() accepts 0; the paper's is 3"
-        raise ValueError(f"{op}: iterations must be at least {least}, got {iterations}; {fix}")
-    return int(iterations)
+        raise ValueError(
+            f"{op}: {argument} must be at least {least} and below 2**31, got {value}; {fix}"
+        )
+    return number
 
 
 def check_precision(op: str, precision: object) -> str:
     """Require a known working precision."""
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(
-            f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
+            f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {shown(precision)}; "
+            "float32 is the default"
         )
-    return str(precision)
+    return precision
+
+
+def shown(value: object) -> str:
+    """What was got, on one line of a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return " ".join(reprlib.repr(value).split())
 
 
 def check_assign(op: str, assign: object, num_crops: int) -> tuple[int, ...]:
     """Require distinct crop indices in range, and a second crop to predict from."""
     if num_crops < 2:
         raise ValueError(
-            f"{op}: at least 2 crops are needed (V >= 2), got {num_crops}; "
+            f"{op}: assign needs at least 2 crops (V >= 2), got {num_crops}; "
             "a crop predicts another's codes"
         )
     if type(assign) is tuple and list(map(type, assign)) == [int] * len(assign):
@@ -172,75 +206,44 @@ def check_assign(op: str, assign: object, num_crops: int) -> tuple[int, ...]:
         crops = tuple(int(i) for i in assign)
     else:
         raise TypeError(
-            f"{op}: assign must be a tuple of crop indices, got {assign!r}; the paper's is (0, 1)"
+            f"{op}: assign must be a tuple of crop indices, got {shown(assign)}; "
+            "the paper's is (0, 1)"
         )
     if not crops or len(set(crops)) != len(crops) or min(crops) < 0 or max(crops) >= num_crops:
         raise ValueError(
-            f"{op}: assign must be distinct crop indices in 0..{num_crops - 1}, got {crops}; "
-            "the paper's is (0, 1)"
+            f"{op}: assign must be distinct crop indices in 0..{num_crops - 1}, "
+            f"got {shown(crops)}; the paper's is (0, 1)"
         )
     return crops
-
-
-def check_prototype_weights(
-    op: str, weights: object, num_prototypes: int, like_name: str, like: Tensor, acc: torch.dtype
-) -> Tensor | None:
-    """Require prototype_weights [K] beside `like`; returned in accumulate dtype."""
-    if weights is None:
-        return None
-    tensor = check_tensor(op, "prototype_weights", weights, "[K]")
-    check_shape(op, "prototype_weights", tensor, (num_prototypes,), "[K]")
-    check_same_device(op, **{like_name: like, "prototype_weights": tensor})
-    return tensor.detach().to(acc).contiguous()
-
-
-def check_sample_weights(
-    op: str,
-    weights: object,
-    num_problems: int,
-    num_rows: int,
-    like_name: str,
-    like: Tensor,
-    acc: torch.dtype,
-) -> Tensor | None:
-    """Require sample_weights [N] or [A, N] beside `like`; returned as [A, N], accumulate dtype."""
-    if weights is None:
-        return None
-    tensor = check_tensor(op, "sample_weights", weights, "[N]", "[A, N]")
-    shape = (num_rows,) if tensor.dim() == 1 else (num_problems, num_rows)
-    check_shape(op, "sample_weights", tensor, shape, "[N]" if tensor.dim() == 1 else "[A, N]")
-    check_same_device(op, **{like_name: like, "sample_weights": tensor})
-    return tensor.detach().to(acc).expand(num_problems, num_rows).contiguous()
 
 
 def check_readable(op: str, backend: str, **tensors: Tensor | None) -> None:
     """Require tensors that a kernel sees all of; the reference alone follows what torch adds."""
     if backend == "reference":
         return
+    is_compiling = torch.compiler.is_compiling()  # then addresses are not asked for
     for argument, tensor in tensors.items():
         if tensor is None:
             continue
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            what = "is transformed by torch.func"
-        elif forward_ad._current_level >= 0 and _tangent(tensor) is not None:
-            what = "has a forward-mode tangent"
-        else:
-            continue
-        raise ValueError(
-            f"{op}: {argument} {what}, which the kernels of backend '{backend}' cannot follow; "
-            "pass backend='reference'"
-        )
-
-
-def _tangent(tensor: Tensor) -> Tensor | None:
-    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
-    return tangent
+        if what := hidden.derivatives(tensor):
+            raise ValueError(
+                f"{op}: {argument} {what}, which the kernels of backend '{backend}' cannot follow; "
+                "pass backend='reference'"
+            )
+        if not is_compiling and (what := hidden.numbers(tensor)):
+            raise TypeError(
+                f"{op}: {argument} {what}; pass a plain tensor (.to_local() of a DTensor, "
+                ".resolve_neg(), .clone())"
+            )
 
 
 def check_not_empty(op: str, argument: str, size: int, letter: str) -> None:
     """Require at least one prototype or feature dimension."""
     if size < 1:
-        raise ValueError(f"{op}: {argument} must have {letter} >= 1, got {letter} = 0")
+        raise ValueError(
+            f"{op}: {argument} must have {letter} >= 1, got {letter} = 0; "
+            "look where they were made or sliced"
+        )
 
 
 def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:

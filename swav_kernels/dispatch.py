@@ -7,14 +7,23 @@ import functools
 import importlib
 import importlib.util
 import os
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 
-OPS = ("prototype_scores", "sinkhorn", "swapped_cross_entropy", "swav_loss")
+OPS = (
+    "prototype_scores",
+    "sinkhorn",
+    "swapped_cross_entropy",
+    "swav_loss",
+    "prototype_distillation_loss",
+)
 ENVIRONMENT_VARIABLE = "SWAV_KERNELS_BACKEND"
+
+_TRITON_ABSENT = "triton is not installed: pip install triton"
 
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "swav_kernels_backend", default=None
@@ -44,9 +53,13 @@ def _takes_everything(device: torch.device, dtype: torch.dtype) -> str | None:
 def _native_missing() -> str | None:
     try:
         importlib.import_module("swav_kernels.native").load()
-    except ImportError as error:
-        return str(error)
+    except Exception as error:  # a damaged file may raise anything: a reason, never a failure
+        return _reason(error)
     return None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
 
 
 @functools.cache
@@ -64,11 +77,30 @@ def _interpreting() -> bool:
 
 
 def _triton_missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if _interpreting() or torch.cuda.is_available() or _has_xpu():
+    if not (_interpreting() or torch.cuda.is_available() or _has_xpu()):
+        if importlib.util.find_spec("triton") is None:
+            return _TRITON_ABSENT
+        return (
+            "no GPU that torch sees: set TRITON_INTERPRET=1 to interpret the kernels on CPU tensors"
+        )
+    return _triton_is_broken()
+
+
+@functools.cache
+def _triton_is_broken() -> str | None:
+    """Why its kernels cannot be imported; asked where they could run, for triton loads slowly."""
+    try:
+        for op in OPS:
+            kernels(op, "triton")
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return _TRITON_ABSENT
+        broken: Exception = error
+    except Exception as error:  # of another torch, or half installed: it may raise anything
+        broken = error
+    else:
         return None
-    return "no GPU that torch sees: set TRITON_INTERPRET=1 to interpret the kernels on CPU tensors"
+    return f"triton cannot be imported ({_reason(broken)}): install the one that torch asks for"
 
 
 def _has_xpu() -> bool:
@@ -171,7 +203,8 @@ def check_backend_name(op: str, source: str, name: object) -> None:
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise ValueError(
-        f"{op}: {source} names the unknown backend {name!r}; choose from {', '.join(known)}{hint}"
+        f"{op}: {source} names the unknown backend {reprlib.repr(name)}; "
+        f"choose from {', '.join(known)}{hint}"
     )
 
 

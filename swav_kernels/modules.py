@@ -91,6 +91,7 @@ class FeatureQueue(nn.Module):
         op = "FeatureQueue.update"
         checks.check_tensor(op, "features", features, "[A, B, D]")
         num_crops, length, dim = self.storage.shape
+        checks.check_same_device(op, storage=self.storage, features=features)
         batch = features.shape[1]
         checks.check_shape(op, "features", features, (num_crops, batch, dim), "[A, B, D]")
         if batch > length:
@@ -116,8 +117,25 @@ class FeatureQueue(nn.Module):
         return torch.tensor([self._next, self._filled])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore position and fill level; called by load_state_dict."""
-        self._next, self._filled = (int(number) for number in state)
+        """Restore position and fill level; called by load_state_dict.
+
+        Raises:
+            TypeError, ValueError: the state is not of a queue of this length.
+        """
+        op, length = "FeatureQueue.set_extra_state", self.storage.shape[1]
+        if not isinstance(state, Tensor) or state.dtype != torch.int64 or state.shape != (2,):
+            raise TypeError(
+                f"{op}: state must be an int64 tensor [2], got {checks.shown(state)}; "
+                "load what state_dict() of a FeatureQueue gave"
+            )
+        position, filled = state.tolist()
+        is_filling = 0 <= position == filled < length  # the next row is the first empty one
+        if not (is_filling or (filled == length and 0 <= position < length)):
+            raise ValueError(
+                f"{op}: state must be a position and a fill level of a queue of length {length}, "
+                f"got {[position, filled]}; the checkpoint belongs to another queue"
+            )
+        self._next, self._filled = position, filled
 
     def extra_repr(self) -> str:
         """Sizes, for print(module)."""
@@ -159,5 +177,8 @@ class SwAVLoss(nn.Module):
 
 
 def _check_size(owner: str, argument: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{owner}: {argument} must be an integer of at least 1, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**63:
+        raise ValueError(
+            f"{owner}: {argument} must be an integer of at least 1 and below 2**63, "
+            f"got {checks.shown(value)}; it is a size of the tensor that is made"
+        )

@@ -1,5 +1,10 @@
 """Which backend runs: argument, context, environment, auto; what is refused, and why."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -88,6 +93,57 @@ def test_triton_refuses_float64_and_cpu_tensors_on_a_gpu_machine(monkeypatch):
         choose("triton")
     assert choose(device=torch.device("cuda")) == "triton"
     assert choose(device=torch.device("cuda"), dtype=torch.float64) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def broken(:", "SyntaxError"),
+        ("raise RuntimeError('of another torch')", "RuntimeError: of another torch"),
+        ("", "triton.language"),
+    ],
+)
+def test_a_triton_that_cannot_be_imported_is_a_reason_and_no_error_of_auto(
+    code: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton/__init__.py").write_text(code)
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, swav_kernels as sk\n"
+        "from swav_kernels import dispatch\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "reason = dispatch.why_not('triton')\n"
+        "assert 'triton cannot be imported' in reason, reason\n"
+        "print(reason)\n"
+        "gpu = torch.device('cuda')\n"
+        "assert dispatch.choose_backend('sinkhorn', gpu, torch.float32, None) == 'reference'\n"
+        "try:\n"
+        "    dispatch.choose_backend('sinkhorn', gpu, torch.float32, 'triton')\n"
+        "except ValueError as error:\n"
+        "    assert reason in str(error)\n"
+        "else:\n"
+        "    raise AssertionError('an explicit choice must be refused')\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert said in result.stdout
+
+
+def test_a_compiled_module_that_raises_anything_is_a_reason(monkeypatch):
+    def load():
+        raise SystemError("initialization of _C failed")
+
+    monkeypatch.setattr("swav_kernels.native.load", load)
+    dispatch._native_missing.cache_clear()
+    try:
+        assert dispatch.why_not("cpu") == "SystemError: initialization of _C failed"
+        assert choose() == "reference"
+    finally:
+        dispatch._native_missing.cache_clear()
 
 
 def test_doctor_tests_every_op_of_every_backend():

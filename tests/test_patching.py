@@ -270,7 +270,9 @@ def test_a_missing_package_is_refused(
 
 @pytest.mark.parametrize("op", [sk.patch, sk.unpatch])
 def test_unknown_names_are_refused(op: Callable[[str], None]) -> None:
-    with pytest.raises(ValueError, match="unknown code base 'capi'; choose from lightly, solo"):
+    with pytest.raises(
+        ValueError, match="code_base names the unknown code base 'capi'; choose from lightly, solo"
+    ):
         op("capi")
 
 

@@ -26,17 +26,25 @@ struct InstructionSet {
   bool (*is_available)();
   bool (*is_preferred)();  // to those above it in the table
   void (*fill)(Kernels<float>&, Kernels<double>&);
+  void (*fill_bfloat16)(Kernels<float>&);  // products of bfloat16 numbers; null: as float32
 };
 
-// The kernels on features may come from another set than the rest, which has no use for what that
-// set adds
-#define SWAV_FILL(ISA, FEATURES_ISA)                   \
-  [](Kernels<float>& single, Kernels<double>& twice) { \
-    ISA::add_prototype_scores(single, twice);          \
-    ISA::add_sinkhorn(single, twice);                  \
-    ISA::add_swapped_cross_entropy(single, twice);     \
-    FEATURES_ISA::add_swav_potentials(single, twice);  \
-    FEATURES_ISA::add_swav_loss(single, twice);        \
+#define SWAV_FILL(ISA)                                   \
+  [](Kernels<float>& single, Kernels<double>& twice) {   \
+    ISA::add_prototype_scores(single, twice);            \
+    ISA::add_sinkhorn(single, twice);                    \
+    ISA::add_swapped_cross_entropy(single, twice);       \
+    ISA::add_swav_potentials(single, twice);             \
+    ISA::add_swav_loss(single, twice);                   \
+    ISA::add_prototype_distillation_loss(single, twice); \
+  }
+// What such sets are compiled for: the rest has no use for what they add
+#define SWAV_FILL_BFLOAT16(ISA)                         \
+  [](Kernels<float>& single) {                          \
+    Kernels<double> none;                               \
+    ISA::add_swav_potentials(single, none);             \
+    ISA::add_swav_loss(single, none);                   \
+    ISA::add_prototype_distillation_loss(single, none); \
   }
 
 bool always() { return true; }
@@ -67,12 +75,13 @@ bool has_amx() {
 
 // From the slowest to the fastest
 const InstructionSet kSets[] = {
-    {"generic", always, always, SWAV_FILL(generic, generic)},
+    {"generic", always, always, SWAV_FILL(generic), nullptr},
 #ifdef SWAV_X86
-    {"avx2", has_avx2, always, SWAV_FILL(avx2, avx2)},
-    {"avx512", has_avx512, always, SWAV_FILL(avx512, avx512)},
-    {"avx512bf16", has_avx512bf16, has_fast_bfloat16, SWAV_FILL(avx512, avx512bf16)},
-    {"amx", has_amx, always, SWAV_FILL(avx512, amx)},
+    {"avx2", has_avx2, always, SWAV_FILL(avx2), nullptr},
+    {"avx512", has_avx512, always, SWAV_FILL(avx512), nullptr},
+    {"avx512bf16", has_avx512bf16, has_fast_bfloat16, SWAV_FILL(avx512),
+     SWAV_FILL_BFLOAT16(avx512bf16)},
+    {"amx", has_amx, always, SWAV_FILL(avx512), SWAV_FILL_BFLOAT16(amx)},
 #endif
 };
 
@@ -94,9 +103,13 @@ const InstructionSet& choose() {
 
 struct Chosen {
   const InstructionSet& set = choose();
-  Kernels<float> single{};
+  Kernels<float> single{}, bfloat16{};
   Kernels<double> twice{};
-  Chosen() { set.fill(single, twice); }
+  Chosen() {
+    set.fill(single, twice);
+    bfloat16 = single;
+    if (set.fill_bfloat16 != nullptr) set.fill_bfloat16(bfloat16);
+  }
 };
 
 const Chosen& chosen() {
@@ -107,11 +120,11 @@ const Chosen& chosen() {
 }  // namespace
 
 template <>
-const Kernels<float>& kernels<float>() {
-  return chosen().single;
+const Kernels<float>& kernels<float>(bool bfloat16) {
+  return bfloat16 ? chosen().bfloat16 : chosen().single;
 }
 template <>
-const Kernels<double>& kernels<double>() {
+const Kernels<double>& kernels<double>(bool) {
   return chosen().twice;
 }
 const char* instruction_set() { return chosen().set.name; }

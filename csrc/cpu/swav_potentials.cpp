@@ -14,6 +14,12 @@ constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of scores
 // sweep needs no exponential: E, u = 1 / sum_b a E and a = 1 / sum_k u E lie within 2^(2 * 50) N
 constexpr double kLargestExponent = 50;
 
+// All chunks, or as many as kMostKept holds beside the one that the others share
+inline int64_t kept_chunks(int64_t chunks, int64_t bytes) {
+  if (chunks * bytes <= kMostKept) return chunks;
+  return std::max<int64_t>(0, kMostKept / bytes - 1);
+}
+
 // One problem
 template <typename T, typename W>
 class Sweeps {
@@ -34,9 +40,7 @@ class Sweeps {
         lanes_(std::min(kChunkLanes, round_up(num_samples, kLanes<T>))),
         chunks_(num_samples == 0 ? 0 : (num_samples + lanes_ - 1) / lanes_),
         chunk_size_(round_up(num_prototypes, kTileSide) * lanes_),
-        kept_(keep ? std::min(chunks_,
-                              kMostKept / int64_t(std::max<int64_t>(1, chunk_size_) * sizeof(T)))
-                   : 0),
+        kept_(keep ? kept_chunks(chunks_, chunk_size_ * int64_t(sizeof(T))) : 0),
         is_linear_(kept_ > 0 && kept_ == chunks_ && norm < kInf<T> &&
                    double(largest_norm(samples, num_samples, dim) * norm * scale_) <=
                        kLargestExponent),
@@ -223,36 +227,29 @@ class Sweeps {
 };
 
 // run(a, sweeps of problem a), one problem after the other so that one's scores are held at a time,
-// with the kind of products that is asked for and at hand
+// with this set's kind of products
 template <typename T, typename Run>
 void with_sweeps(const T* features, const T* prototypes, const T* sample_weights,
                  int64_t num_problems, int64_t num_samples, int64_t num_prototypes, int64_t dim,
-                 double epsilon, bool bfloat16, int threads, bool keep, bool has_weights,
-                 const Run& run) {
+                 double epsilon, int threads, bool keep, bool has_weights, const Run& run) {
   const T norm = keep && !has_weights ? largest_norm(prototypes, num_prototypes, dim) : kInf<T>;
-  const auto start = [&](auto word) {
-    using Word = decltype(word);
-    const Operand<T, Word> operand(prototypes, num_prototypes, dim, true, false);
-    for (int64_t a = 0; a < num_problems; ++a) {
-      Sweeps<T, Word> sweeps(features + a * num_samples * dim, operand,
-                             sample_weights == nullptr ? nullptr : sample_weights + a * num_samples,
-                             num_samples, num_prototypes, dim, epsilon, threads, keep, norm);
-      run(a, sweeps);
-    }
-  };
-  if constexpr (std::is_same_v<T, float> && kHasBfloat16)
-    if (bfloat16) return start(Pair{});
-  start(T{});
+  using Word = FeatureWord<T>;
+  const Operand<T, Word> operand(prototypes, num_prototypes, dim, true, false);
+  for (int64_t a = 0; a < num_problems; ++a) {
+    Sweeps<T, Word> sweeps(features + a * num_samples * dim, operand,
+                           sample_weights == nullptr ? nullptr : sample_weights + a * num_samples,
+                           num_samples, num_prototypes, dim, epsilon, threads, keep, norm);
+    run(a, sweeps);
+  }
 }
 
 template <typename T>
 void add(Kernels<T>& table) {
   table.swav_column_stats = [](const T* features, const T* prototypes, const T* sample_weights,
                                T* column_max, T* sums, int64_t num_problems, int64_t num_samples,
-                               int64_t num_prototypes, int64_t dim, double epsilon, bool bfloat16,
-                               int threads) {
+                               int64_t num_prototypes, int64_t dim, double epsilon, int threads) {
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, false, true, [&](int64_t a, auto& sweeps) {
+                dim, epsilon, threads, false, true, [&](int64_t a, auto& sweeps) {
                   sweeps.first(column_max + a * num_prototypes, sums + a * num_prototypes);
                 });
     scale_all(column_max, T(kLn2), num_problems * num_prototypes, column_max);
@@ -260,10 +257,10 @@ void add(Kernels<T>& table) {
   table.swav_column_sums = [](const T* features, const T* prototypes, const T* f,
                               const T* sample_weights, T* sums, int64_t num_problems,
                               int64_t num_samples, int64_t num_prototypes, int64_t dim,
-                              double epsilon, bool bfloat16, int threads) {
+                              double epsilon, int threads) {
     Scratch base_2(num_prototypes * sizeof(T));
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, false, true, [&](int64_t a, auto& sweeps) {
+                dim, epsilon, threads, false, true, [&](int64_t a, auto& sweeps) {
                   scale_all(f + a * num_prototypes, T(kLog2E), num_prototypes, base_2.as<T>());
                   sweeps.later(base_2.as<T>(), sums + a * num_prototypes);
                 });
@@ -271,9 +268,9 @@ void add(Kernels<T>& table) {
   table.swav_potentials = [](const T* features, const T* prototypes, const T* sample_weights,
                              const T* log_prototype_weights, T* f, int64_t num_problems,
                              int64_t num_samples, int64_t num_prototypes, int64_t dim,
-                             double epsilon, int iterations, bool bfloat16, int threads) {
+                             double epsilon, int iterations, int threads) {
     with_sweeps(features, prototypes, sample_weights, num_problems, num_samples, num_prototypes,
-                dim, epsilon, bfloat16, threads, iterations > 1,
+                dim, epsilon, threads, iterations > 1,
                 sample_weights != nullptr || log_prototype_weights != nullptr,
                 [&](int64_t a, auto& sweeps) {
                   iterate<T>([&](T* column_max, T* sums) { sweeps.first(column_max, sums); },
@@ -286,9 +283,11 @@ void add(Kernels<T>& table) {
 
 }  // namespace
 
-void add_swav_potentials(Kernels<float>& single, Kernels<double>& twice) {
+void add_swav_potentials(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   add(single);
+#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
   add(twice);
+#endif
 }
 
 }  // namespace swav::cpu::SWAV_ISA

@@ -70,5 +70,9 @@ inline Ints<float> interleave(Vec<float> first, Vec<float> second) {
 constexpr bool kHasBfloat16 = false;
 #endif
 
+// What the kernels on features multiply: a set with bfloat16 products is compiled for them alone
+template <typename T>
+using FeatureWord = std::conditional_t<kHasBfloat16, Pair, T>;
+
 }  // namespace
 }  // namespace swav::cpu::SWAV_ISA

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from swav_kernels.checks import shown
 from swav_kernels.compat.targets import TARGETS, Function, Target
 
 
@@ -69,15 +70,19 @@ def patch(code_base: str) -> None:
         >>> patch("lightly")  # doctest: +SKIP
         swav_kernels: lightly.loss.swav_loss.sinkhorn is replaced
     """
-    _check_name("patch", code_base)
+    _patch("patch", code_base)
+
+
+def _patch(op: str, code_base: str) -> None:
+    _check_name(op, code_base)
     if code_base in _patched:
         print(f"swav_kernels: {code_base} is patched already")
         return
-    swaps = [swap for target in TARGETS[code_base] if (swap := _find(code_base, target))]
+    swaps = [swap for target in TARGETS[code_base] if (swap := _find(op, code_base, target))]
     if not swaps:
         targets = TARGETS[code_base]
         raise ValueError(
-            f"patch: {code_base} cannot be patched: package {targets[0].package!r} is not "
+            f"{op}: {code_base} cannot be patched: package {targets[0].package!r} is not "
             f"installed, or has none of {', '.join(target.path for target in targets)}"
         )
     _patched[code_base] = swaps  # all were found and checked before the first is replaced
@@ -118,8 +123,9 @@ def patched(code_base: str) -> Iterator[None]:
         >>> with patched("solo_learn"):  # doctest: +SKIP
         ...     trainer.fit(model)
     """
+    _check_name("patched", code_base)
     was_patched = code_base in _patched
-    patch(code_base)
+    _patch("patched", code_base)
     try:
         yield
     finally:
@@ -127,15 +133,15 @@ def patched(code_base: str) -> Iterator[None]:
             unpatch(code_base)
 
 
-def _check_name(op: str, code_base: str) -> None:
-    if code_base not in TARGETS:
+def _check_name(op: str, code_base: object) -> None:
+    if not isinstance(code_base, str) or code_base not in TARGETS:
         raise ValueError(
-            f"{op}: unknown code base {code_base!r}; choose from {', '.join(TARGETS)}, or import "
-            "a function for a script from swav_kernels.compat"
+            f"{op}: code_base names the unknown code base {shown(code_base)}; choose from "
+            f"{', '.join(TARGETS)}, or import a function for a script from swav_kernels.compat"
         )
 
 
-def _find(code_base: str, target: Target) -> _Swap | None:
+def _find(op: str, code_base: str, target: Target) -> _Swap | None:
     """Return what to swap, or None where this version of the package lacks it."""
     try:
         owner: Any = importlib.import_module(target.module)
@@ -145,7 +151,7 @@ def _find(code_base: str, target: Target) -> _Swap | None:
         ):
             return None
         raise ValueError(
-            f"patch: {code_base} cannot be patched: importing {target.module} failed with "
+            f"{op}: {code_base} cannot be patched: importing {target.module} failed with "
             f"{type(error).__name__}: {error}; import it by itself and mend that first"
         ) from error
     class_name, _, name = target.name.rpartition(".")
@@ -157,7 +163,7 @@ def _find(code_base: str, target: Target) -> _Swap | None:
     wanted, got = _signature(target.replacement, positional=True), _signature(original)
     if got != wanted:
         raise ValueError(
-            f"patch: {code_base} cannot be patched: {target.path} has the signature {got}, and "
+            f"{op}: {code_base} cannot be patched: {target.path} has the signature {got}, and "
             f"{wanted} was tested; call the function of swav_kernels.compat yourself, or use a "
             "version of the package that has it"
         )

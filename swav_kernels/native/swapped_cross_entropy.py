@@ -12,10 +12,11 @@ def loss_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """[V, B, K], [A, B, K] -> the loss [] and d_scores [V, B, K], None unless needed."""
     acc = accumulate_dtype(scores, codes)
+    num_crops, num_samples, num_prototypes = scores.shape
     loss = torch.empty((), dtype=acc, device="cpu")
     d_scores = torch.empty(scores.shape, dtype=acc, device="cpu") if need_gradient else None
     cpu_kernels(acc).swapped_cross_entropy(
         *typed_address(scores), *typed_address(codes), address(loss), address(d_scores),
-        *scores.shape, assign, temperature, torch.get_num_threads(),
+        num_crops, num_samples, num_prototypes, assign, temperature, torch.get_num_threads(),
     )  # fmt: skip
     return loss, d_scores

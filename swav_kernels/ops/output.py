@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from swav_kernels import checks
+from swav_kernels import checks, hidden
 
 
 def check_out(op: str, out: Tensor | None, scores: Tensor, acc: torch.dtype) -> None:
@@ -23,6 +23,14 @@ def check_out(op: str, out: Tensor | None, scores: Tensor, acc: torch.dtype) -> 
         )
     if out.requires_grad:
         raise ValueError(f"{op}: out must not require grad, codes carry none; pass out.detach()")
+    if out.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{op}: out was made in inference mode, and may be written there only; pass out.clone()"
+        )
+    if out.device.type != "meta" and not torch.compiler.is_compiling():
+        what = hidden.derivatives(out) or hidden.numbers(out)
+        if what:
+            raise TypeError(f"{op}: out {what}; pass a plain tensor, torch.empty(...)")
     same = (
         out.data_ptr() == scores.data_ptr() and out.dtype == scores.dtype and scores.is_contiguous()
     )

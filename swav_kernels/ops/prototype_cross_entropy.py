@@ -65,7 +65,9 @@ def prototype_cross_entropy(
         swapped.OP, student_scores.device,
         torch.promote_types(student_scores.dtype, teacher_codes.dtype), backend, caller=OP,
     )  # fmt: skip
-    checks.check_readable(OP, name, student_scores=student_scores, teacher_codes=teacher_codes)
+    checks.check_readable(
+        OP, name, student_scores=student_scores, teacher_codes=teacher_codes, weights=weights
+    )
     acc = checks.accumulate_dtype(student_scores, teacher_codes)
     codes = teacher_codes.detach()
     weights = None if weights is None else weights.detach().to(acc)

@@ -48,6 +48,7 @@ def prototype_scores(
     checks.check_shape(OP, "features", features, (*features.shape[:-1], dim), "[..., D]")
     checks.check_not_empty(OP, "prototypes", dim, "D")
     checks.check_same_device(OP, features=features, prototypes=prototypes)
+    checks.check_flags(OP, normalize=normalize)
     dtype = torch.promote_types(features.dtype, prototypes.dtype)
     name = dispatch.choose_backend(OP, features.device, dtype, backend)
     checks.check_readable(OP, name, features=features, prototypes=prototypes)
@@ -90,6 +91,7 @@ class _PrototypeScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_scores: Tensor) -> tuple[Tensor | None, ...]:
+        checks.check_readable(OP, "cpu", gradient=d_scores)
         features, prototypes = ctx.saved_tensors
         need_features, need_prototypes, _ = ctx.needs_input_grad
         d_features, d_prototypes = ctx.kernels.gradients(

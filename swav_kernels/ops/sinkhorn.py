@@ -11,6 +11,7 @@ from swav_kernels import checks, dispatch
 from swav_kernels.distributed import Group, all_reduce, raise_if_not_finite, resolve_group
 from swav_kernels.ops.iteration import potentials, shift_from_bound, solve
 from swav_kernels.ops.output import check_out
+from swav_kernels.ops.weights import check_prototype_weights, check_sample_weights
 from swav_kernels.reference import sinkhorn as reference
 
 OP = "sinkhorn"
@@ -82,6 +83,8 @@ def sinkhorn(
         OP, scores, iterations, 0, epsilon, gather_distributed, group, prototype_weights,
         sample_weights, score_bound, precision, check_finite, backend,
     )  # fmt: skip
+    if hard is not False:
+        checks.check_flags(OP, hard=hard)
     check_out(OP, out, scores, problem.acc)
     if problem.is_plain and not hard:
         codes = problem.plain_codes(out)
@@ -249,21 +252,24 @@ def _prepare(
     iterations = checks.check_iterations(op, iterations, least_iterations)
     epsilon = checks.check_scale(op, "epsilon", epsilon)
     checks.check_precision(op, precision)
+    if gather_distributed is not False or check_finite is not False:
+        checks.check_flags(op, gather_distributed=gather_distributed, check_finite=check_finite)
     if score_bound is not None:
         score_bound = checks.check_score_bound(op, score_bound)
-    rows = scores.detach() if scores.dim() == 3 else scores.detach().unsqueeze(0)
-    num_problems, num_rows, num_prototypes = rows.shape
+    *_, num_rows, num_prototypes = scores.shape
+    num_problems = scores.shape[0] if scores.dim() == 3 else 1
     checks.check_not_empty(op, "scores", num_prototypes, "K")
+    name = dispatch.choose_backend(OP, scores.device, scores.dtype, backend, caller=op)
+    checks.check_readable(op, name, scores=scores)
+    rows = scores.detach() if scores.dim() == 3 else scores.detach().unsqueeze(0)
     acc = checks.accumulate_dtype(scores)
-    prototype_weights = checks.check_prototype_weights(
-        op, prototype_weights, num_prototypes, "scores", scores, acc
+    prototype_weights = check_prototype_weights(
+        op, prototype_weights, num_prototypes, "scores", scores, acc, name
     )
-    sample_weights = checks.check_sample_weights(
-        op, sample_weights, num_problems, num_rows, "scores", scores, acc
+    sample_weights = check_sample_weights(
+        op, sample_weights, num_problems, num_rows, "scores", scores, acc, name
     )
     group = resolve_group(op, group, gather_distributed)
-    name = dispatch.choose_backend(OP, scores.device, scores.dtype, backend, caller=op)
-    checks.check_readable(op, name, scores=rows)
     if check_finite:
         raise_if_not_finite(op, "scores", scores.detach(), group)
     return _Problem(

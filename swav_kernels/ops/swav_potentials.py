@@ -9,6 +9,7 @@ from swav_kernels import checks, dispatch
 from swav_kernels.distributed import Group, resolve_group
 from swav_kernels.ops.iteration import potentials
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
+from swav_kernels.ops.weights import check_prototype_weights, check_sample_weights
 from swav_kernels.reference import sinkhorn
 from swav_kernels.reference import swav_loss as reference
 
@@ -67,6 +68,7 @@ def swav_potentials(
     epsilon = checks.check_scale(op, "epsilon", epsilon)
     iterations = checks.check_iterations(op, iterations, 1)
     checks.check_precision(op, precision)
+    checks.check_flags(op, normalize=normalize)
     check_queue(op, queue, features, features.shape[0])
     name = dispatch.choose_backend(
         OP, features.device, _promoted(features, prototypes, queue), backend, caller=op
@@ -104,11 +106,11 @@ def balance(
     group = resolve_group(op, group)
     acc = checks.accumulate_dtype(features, prototypes, queue)
     num_crops, num_rows, _ = features.shape
-    sample_weights = checks.check_sample_weights(
-        op, sample_weights, num_crops, num_rows, "features", features, acc
+    sample_weights = check_sample_weights(
+        op, sample_weights, num_crops, num_rows, "features", features, acc, name
     )
-    prototype_weights = checks.check_prototype_weights(
-        op, prototype_weights, prototypes.shape[0], "features", features, acc
+    prototype_weights = check_prototype_weights(
+        op, prototype_weights, prototypes.shape[0], "features", features, acc, name
     )
     if queue is None:
         features, prototypes = checks.promote(features, prototypes)
@@ -154,3 +156,32 @@ def check_queue(op: str, queue: Tensor | None, features: Tensor, num_crops: int)
         op, "queue", queue, (num_crops, queue.shape[1], features.shape[-1]), "[A, L, D]"
     )
     checks.check_same_device(op, features=features, queue=queue)
+
+
+def check_potentials(
+    op: str,
+    potentials: Tensor,
+    letter: str,
+    num_crops: int,
+    prototypes: Tensor,
+    acc: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """Require potentials [K], or [num_crops, K], in the dtype of the sums; returned for each crop.
+
+    `letter` is the op's for the number of crops.
+    """
+    layouts = "[K]", f"[{letter}, K]"
+    checks.check_tensor(op, "potentials", potentials, *layouts)
+    num_prototypes = prototypes.shape[0]
+    is_shared = potentials.dim() == 1
+    shape = (num_prototypes,) if is_shared else (num_crops, num_prototypes)
+    checks.check_shape(op, "potentials", potentials, shape, layouts[0 if is_shared else 1])
+    checks.check_same_device(op, prototypes=prototypes, potentials=potentials)
+    checks.check_readable(op, backend, potentials=potentials)
+    if potentials.dtype != acc:
+        raise TypeError(
+            f"{op}: potentials must be {acc} for these features, got {potentials.dtype}; "
+            "take them from swav_potentials, or convert them with .to"
+        )
+    return potentials.detach().expand(num_crops, num_prototypes).contiguous()
