@@ -107,6 +107,15 @@ def test_normalize_and_the_gradient_through_it(backend: str, device: str) -> Non
     assert_gradient(gradients[1], wanted[1])
 
 
+def test_short_rows_are_normalised_to_length_1(backend: str, device: str) -> None:
+    features = unit_rows(9, 16, seed=1, dtype=torch.float32).to(device)
+    prototypes = unit_rows(37, 16, seed=2, dtype=torch.float32).to(device)
+    wanted = sk.prototype_scores(features, prototypes, backend=backend)
+    for length in (1e-4, 1e-9):
+        got = sk.prototype_scores(features * length, prototypes, normalize=True, backend=backend)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+
 def test_a_zero_row_normalises_to_zero_with_a_zero_gradient(backend: str, device: str) -> None:
     features = unit_rows(3, 4, seed=1, dtype=torch.float32).to(device)
     features[1] = 0

@@ -41,6 +41,18 @@ def test_swav_potentials_equal_those_of_the_scores(backend: str, device: str, le
             assert largest(codes[a] - wanted) <= 2e-6 + 2.0**-21 / epsilon
 
 
+def test_normalize_covers_features_and_queue(backend: str, device: str) -> None:
+    features, prototypes = (x.to(device) for x in crops(2, 33, 16, 37))
+    queue = unit_rows(2, 20, 16, seed=5, dtype=torch.float32).to(device)
+    lengths = torch.linspace(0.2, 4, 20, device=device).unsqueeze(1)
+    wanted = sk.swav_potentials(features, prototypes, queue=queue, backend=backend)
+    got = sk.swav_potentials(
+        features * 3, prototypes, queue=queue * lengths, normalize=True, backend=backend
+    )
+    difference = got - wanted  # a constant a problem, which f leaves open
+    assert largest(difference - difference.mean(-1, keepdim=True)) <= 1e-4
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(("n", "k"), [(1, 300), (63, 2)])
 def test_digits_of_swav_potentials_do_not_wear_off(
