@@ -5,7 +5,7 @@ The older form of the official code is `distributed_sinkhorn` too, with None for
 
 from torch import Tensor
 
-from swav_kernels.compat.inputs import codes_of_exponentials
+from swav_kernels.compat.inputs import Names, codes_of_exponentials
 from swav_kernels.distributed import Group
 
 
@@ -28,7 +28,8 @@ def sinkhorn(self: object, q: Tensor, num_iters: int) -> Tensor:
         >>> sinkhorn(None, torch.eye(4).div(0.05).exp(), 3).argmax(1).tolist()
         [0, 1, 2, 3]
     """
-    return codes_of_exponentials(q.t(), num_iters, gather_distributed=False).float()
+    names = Names("sinkhorn", scores="q", iterations="num_iters")
+    return codes_of_exponentials(names, q, num_iters, gather_distributed=False).float()
 
 
 def distributed_sinkhorn(self: object, q: Tensor, num_iters: int, *, group: Group = None) -> Tensor:
@@ -52,6 +53,7 @@ def distributed_sinkhorn(self: object, q: Tensor, num_iters: int, *, group: Grou
         >>> distributed_sinkhorn(None, torch.eye(4).div(0.05).exp(), 3).argmax(1).tolist()
         [0, 1, 2, 3]
     """
+    names = Names("distributed_sinkhorn", scores="q", iterations="num_iters")
     return codes_of_exponentials(
-        q.t(), num_iters, gather_distributed=group is None, group=group
+        names, q, num_iters, gather_distributed=group is None, group=group
     ).float()

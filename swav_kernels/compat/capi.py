@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from swav_kernels import checks
 from swav_kernels.checks import accumulate_dtype
+from swav_kernels.compat.inputs import check_epsilon, check_scores
 from swav_kernels.distributed import Group, all_reduce, resolve_group
 from swav_kernels.ops.sinkhorn import sinkhorn
 
@@ -42,7 +44,16 @@ def sinkhorn_knopp(
         >>> sinkhorn_knopp(torch.eye(4) / 0.05, 3).argmax(1).tolist()
         [0, 1, 2, 3]
     """
-    group = resolve_group("sinkhorn_knopp", group, gather_distributed=group is None)
+    op = "sinkhorn_knopp"
+    check_scores(op, "M", M, "[..., N, K]")
+    if M.dim() < 2:
+        raise ValueError(
+            f"{op}: M must have shape [..., N, K], got {list(M.shape)}; use .unsqueeze(0)"
+        )
+    n_iterations = checks.check_iterations(op, n_iterations, 0, "n_iterations")
+    eps = check_epsilon(op, "eps", eps)
+    checks.check_flags(op, strict=strict)
+    group = resolve_group(op, group, gather_distributed=group is None)
     logits = M.detach()
     if strict or n_iterations == 0:
         largest = 0.0 if M.dtype == torch.float16 else LARGEST_EXPONENT

@@ -6,8 +6,11 @@
 
 import importlib
 
+import torch
 from torch import Tensor, nn
 
+from swav_kernels import checks
+from swav_kernels.compat.inputs import Names, check_scores
 from swav_kernels.distributed import Group, all_reduce, is_initialized, resolve_group
 from swav_kernels.ops.sinkhorn import DEFAULT_ITERATIONS, sinkhorn
 
@@ -42,10 +45,7 @@ def sinkhorn_knopp_teacher(
         >>> sinkhorn_knopp_teacher(None, torch.eye(4), 0.05).argmax(1).tolist()
         [0, 1, 2, 3]
     """
-    scores = teacher_output.detach().float()
-    return sinkhorn(
-        scores, n_iterations, float(teacher_temp), gather_distributed=group is None, group=group
-    )
+    return _codes("sinkhorn_knopp_teacher", teacher_output, teacher_temp, n_iterations, group)
 
 
 def ibot_sinkhorn_knopp_teacher(
@@ -80,11 +80,48 @@ def ibot_sinkhorn_knopp_teacher(
         >>> ibot_sinkhorn_knopp_teacher(None, torch.eye(4), 0.05, torch.tensor(4)).shape
         torch.Size([4, 4])
     """
-    group = resolve_group("ibot_sinkhorn_knopp_teacher", group, gather_distributed=group is None)
+    return _codes(
+        "ibot_sinkhorn_knopp_teacher", teacher_output, teacher_temp, n_iterations, group,
+        n_masked_patches_tensor, has_count=True,
+    )  # fmt: skip
+
+
+def _codes(
+    op: str,
+    teacher_output: Tensor,
+    teacher_temp: float,
+    n_iterations: int,
+    group: Group,
+    n_masked_patches_tensor: Tensor | None = None,
+    has_count: bool = False,
+) -> Tensor:
+    """Codes under the name of the adapter, and the count of the masked patches summed up."""
+    check_scores(op, "teacher_output", teacher_output, "[N, K]")
+    if isinstance(teacher_temp, Tensor) and teacher_temp.numel() == 1:
+        teacher_temp = teacher_temp.item()
+    teacher_temp = checks.check_scale(op, "teacher_temp", teacher_temp)
+    if has_count:
+        _check_count(op, n_masked_patches_tensor)
+    group = resolve_group(op, group, gather_distributed=group is None)
+    names = Names(op, "teacher_output", "n_iterations", "teacher_temp")
     scores = teacher_output.detach().float()
-    codes = sinkhorn(scores, n_iterations, float(teacher_temp), group=group)
-    all_reduce(n_masked_patches_tensor, "sum", group)
+    codes = names.call(sinkhorn, scores, n_iterations, teacher_temp, group=group)
+    if n_masked_patches_tensor is not None:
+        all_reduce(n_masked_patches_tensor, "sum", group)
     return codes
+
+
+def _check_count(op: str, count: object) -> None:
+    if (
+        not isinstance(count, Tensor)
+        or count.numel() != 1
+        or count.dtype == torch.bool
+        or count.is_complex()
+    ):
+        raise TypeError(
+            f"{op}: n_masked_patches_tensor must be a tensor of one number, "
+            f"got {checks.shown(count)}; pass torch.tensor(len(teacher_output))"
+        )
 
 
 class SinkhornKnoppTeacher(nn.Module):
@@ -112,9 +149,9 @@ class SinkhornKnoppTeacher(nn.Module):
         n_iterations: int = DEFAULT_ITERATIONS,
     ) -> Tensor:
         """Return codes [N, K]; arguments as of `ibot_sinkhorn_knopp_teacher`."""
-        return ibot_sinkhorn_knopp_teacher(
-            self, teacher_output, teacher_temp, n_masked_patches_tensor, n_iterations,
-            group=self.group,
+        return _codes(
+            "SinkhornKnoppTeacher", teacher_output, teacher_temp, n_iterations, self.group,
+            n_masked_patches_tensor, has_count=True,
         )  # fmt: skip
 
 
@@ -125,9 +162,10 @@ def sinkhorn_knopp_teacher_in_subgroup(
     n_iterations: int = DEFAULT_ITERATIONS,
 ) -> Tensor:
     """`sinkhorn_knopp_teacher` over DINOv3's process subgroup."""
-    return sinkhorn_knopp_teacher(
-        self, teacher_output, teacher_temp, n_iterations, group=_process_subgroup()
-    )
+    return _codes(
+        "sinkhorn_knopp_teacher_in_subgroup", teacher_output, teacher_temp, n_iterations,
+        _process_subgroup(),
+    )  # fmt: skip
 
 
 def ibot_sinkhorn_knopp_teacher_in_subgroup(
@@ -138,9 +176,9 @@ def ibot_sinkhorn_knopp_teacher_in_subgroup(
     n_iterations: int = DEFAULT_ITERATIONS,
 ) -> Tensor:
     """`ibot_sinkhorn_knopp_teacher` over DINOv3's process subgroup."""
-    return ibot_sinkhorn_knopp_teacher(
-        self, teacher_output, teacher_temp, n_masked_patches_tensor, n_iterations,
-        group=_process_subgroup(),
+    return _codes(
+        "ibot_sinkhorn_knopp_teacher_in_subgroup", teacher_output, teacher_temp, n_iterations,
+        _process_subgroup(), n_masked_patches_tensor, has_count=True,
     )  # fmt: skip
 
 

@@ -5,8 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from swav_kernels import checks
 from swav_kernels.compat.capi import stabilised_sinkhorn
-from swav_kernels.compat.inputs import codes_of_exponentials, codes_of_scores, dtype_of_exp
+from swav_kernels.compat.inputs import (
+    Names,
+    check_epsilon,
+    check_scores,
+    codes_of_exponentials,
+    codes_of_scores,
+    dtype_of_exp,
+    stack,
+)  # fmt: skip
 from swav_kernels.distributed import resolve_group, warn_if_ungrouped
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.sinkhorn import sinkhorn as sinkhorn_op
@@ -38,7 +47,8 @@ def sinkhorn(
         >>> sinkhorn(torch.eye(4)).argmax(1).tolist()
         [0, 1, 2, 3]
     """
-    return codes_of_scores(out, iterations, epsilon, gather_distributed=gather_distributed)
+    names = Names("sinkhorn", scores="out")
+    return codes_of_scores(names, out, iterations, epsilon, gather_distributed=gather_distributed)
 
 
 class SwaVLoss(nn.Module):
@@ -64,6 +74,12 @@ class SwaVLoss(nn.Module):
         sinkhorn_gather_distributed: bool = False,
     ) -> None:
         super().__init__()
+        checks.check_flags("SwaVLoss", sinkhorn_gather_distributed=sinkhorn_gather_distributed)
+        if sinkhorn_gather_distributed and not torch.distributed.is_available():
+            raise ValueError(
+                "SwaVLoss: sinkhorn_gather_distributed needs torch.distributed, which this build "
+                "of torch lacks; pass False, or install another build"
+            )
         self.temperature = temperature
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sinkhorn_epsilon = sinkhorn_epsilon
@@ -82,19 +98,46 @@ class SwaVLoss(nn.Module):
             low_resolution_outputs: more scores [B, K].
             queue_outputs: A scores [L, K] that join the Sinkhorn alone.
         """
-        group = resolve_group("SwaVLoss", None, self.sinkhorn_gather_distributed)
+        op = "SwaVLoss"
+        names = Names(
+            op, "high_resolution_outputs", "sinkhorn_iterations", "sinkhorn_epsilon",
+            assign="high_resolution_outputs",
+        )  # fmt: skip
+        large = stack(op, "high_resolution_outputs", high_resolution_outputs)
+        if not large:
+            raise ValueError(f"{op}: high_resolution_outputs must not be empty, got none; pass 2")
+        small = stack(op, "low_resolution_outputs", low_resolution_outputs, large[0])
+        group = resolve_group(op, None, self.sinkhorn_gather_distributed)
         # past forward and the two functions of torch that call it
         warn_if_ungrouped("SwaVLoss", group, "sinkhorn_gather_distributed=True", stacklevel=5)
-        num_assign = len(high_resolution_outputs)
-        scores = torch.stack([*high_resolution_outputs, *low_resolution_outputs])  # [V, B, K]
+        num_assign = len(large)
+        scores = torch.stack([*large, *small])  # [V, B, K]
         rows = scores[:num_assign].detach()
         if queue_outputs is not None:
-            queue = torch.stack(list(queue_outputs[:num_assign])).detach()
+            queue = _stack_queue(op, queue_outputs, large)
             rows = torch.cat([rows, queue], 1)  # [A, B + L, K]: all crops in one message
-        codes = sinkhorn_op(rows, self.sinkhorn_iterations, self.sinkhorn_epsilon, group=group)
+        codes = names.call(
+            sinkhorn_op, rows, self.sinkhorn_iterations, self.sinkhorn_epsilon, group=group
+        )
         codes = codes[:, : scores.shape[1]]
-        loss = swapped_cross_entropy(scores, codes, self.temperature, assign=range(num_assign))
+        loss = names.call(
+            swapped_cross_entropy, scores, codes, self.temperature, assign=range(num_assign)
+        )
         return loss.unsqueeze(0)
+
+
+def _stack_queue(op: str, queue_outputs: Sequence[Tensor], large: list[Tensor]) -> Tensor:
+    """[A, L, K] of the queues of the large crops, beside scores [B, K]."""
+    queues = stack(op, "queue_outputs", queue_outputs)[: len(large)]
+    if len(queues) < len(large):
+        raise ValueError(
+            f"{op}: queue_outputs must hold scores for each of the {len(large)} large crops, "
+            f"got {len(queues)}; pass None where there is no queue"
+        )
+    rows, columns = queues[0].shape[0], large[0].shape[1]
+    checks.check_shape(op, "queue_outputs", queues[0], (rows, columns), "[L, K]")
+    checks.check_same_device(op, high_resolution_outputs=large[0], queue_outputs=queues[0])
+    return torch.stack(queues).detach()
 
 
 def msn_sinkhorn(
@@ -122,9 +165,16 @@ def msn_sinkhorn(
         >>> msn_sinkhorn(torch.eye(4) * 0.6 + 0.1).argmax(1).tolist()
         [0, 1, 2, 3]
     """
+    op = "msn_sinkhorn"
+    check_scores(op, "probabilities", probabilities, "[N, K]")
+    iterations = checks.check_iterations(op, iterations, -checks.MOST_ITERATIONS)
+    checks.check_flags(op, gather_distributed=gather_distributed)
     if iterations <= 0:
         return probabilities
-    codes = codes_of_exponentials(probabilities, iterations, gather_distributed=gather_distributed)
+    codes = codes_of_exponentials(
+        Names(op, "probabilities"), probabilities, iterations, layout="[N, K]",
+        gather_distributed=gather_distributed,
+    )  # fmt: skip
     return codes.to(probabilities.dtype)
 
 
@@ -156,11 +206,18 @@ def capi_sinkhorn_knopp(
         >>> capi_sinkhorn_knopp(torch.eye(4).div(0.05).unsqueeze(1)).argmax(-1).flatten().tolist()
         [0, 1, 2, 3]
     """
+    op = "capi_sinkhorn_knopp"
+    check_scores(op, "logits", logits, "[B, S, K]")
+    iterations = checks.check_iterations(op, iterations, 0)
+    epsilon = check_epsilon(op, "epsilon", epsilon)
+    checks.check_flags(op, strict=strict, gather_distributed=gather_distributed)
     positions = logits.detach().transpose(0, 1)  # [S, B, K]
     if strict or iterations == 0:
-        group = resolve_group("capi_sinkhorn_knopp", None, gather_distributed)
+        group = resolve_group(op, None, gather_distributed)
         codes = stabilised_sinkhorn(positions, iterations, epsilon, 0.0, group)
         codes = codes.to(dtype_of_exp(logits))
     else:
-        codes = codes_of_scores(positions, iterations, 1.0, gather_distributed=gather_distributed)
+        codes = codes_of_scores(
+            Names(op, "logits"), positions, iterations, 1.0, gather_distributed=gather_distributed
+        )
     return codes.transpose(0, 1)

@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
-from swav_kernels.compat.inputs import codes_of_scores
+from swav_kernels.compat.inputs import Names, codes_of_scores
 from swav_kernels.distributed import Group
+
+NAMES = Names("distributed_sinkhorn", scores="out", iterations="sinkhorn_iterations")
 
 
 def distributed_sinkhorn(
@@ -36,5 +38,5 @@ def distributed_sinkhorn(
         [0, 1, 2, 3]
     """
     return codes_of_scores(
-        out, sinkhorn_iterations, epsilon, gather_distributed=group is None, group=group
+        NAMES, out, sinkhorn_iterations, epsilon, gather_distributed=group is None, group=group
     )

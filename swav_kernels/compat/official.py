@@ -5,9 +5,11 @@ There it is a function of `main_swav.py`, a script: import this one over it.
 
 from torch import Tensor
 
-from swav_kernels.compat.inputs import codes_of_scores
+from swav_kernels.compat.inputs import Names, codes_of_scores
 from swav_kernels.distributed import Group
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
+
+NAMES = Names("distributed_sinkhorn", scores="out", iterations="sinkhorn_iterations")
 
 
 def distributed_sinkhorn(
@@ -43,5 +45,5 @@ def distributed_sinkhorn(
     Source: Caron et al. 2020 (arXiv 2006.09882), section 3.1.
     """
     return codes_of_scores(
-        out, sinkhorn_iterations, epsilon, gather_distributed=group is None, group=group
+        NAMES, out, sinkhorn_iterations, epsilon, gather_distributed=group is None, group=group
     )

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from swav_kernels.compat.inputs import codes_of_scores
+from swav_kernels import checks
+from swav_kernels.compat.inputs import Names, codes_of_scores, stack
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_TEMPERATURE, swapped_cross_entropy
 
@@ -36,7 +37,8 @@ class SinkhornKnopp(nn.Module):
 
     def forward(self, Q: Tensor) -> Tensor:
         """Return codes [N, K] of scores Q [N, K], in the dtype of `exp(Q)`."""
-        return codes_of_scores(Q, self.num_iters, self.epsilon, gather_distributed=True)
+        names = Names("SinkhornKnopp", scores="Q", iterations="num_iters")
+        return codes_of_scores(names, Q, self.num_iters, self.epsilon, gather_distributed=True)
 
 
 def swav_loss_func(
@@ -62,6 +64,17 @@ def swav_loss_func(
         >>> round(swav_loss_func(views, [torch.full((2, 4), 0.25)] * 2).item(), 4)
         1.3863
     """
-    views = range(len(preds))
-    codes = torch.stack([assignments[view].detach() for view in views])  # [V, N, K]
-    return swapped_cross_entropy(torch.stack(list(preds)), codes, temperature, assign=views)
+    op = "swav_loss_func"
+    scores = stack(op, "preds", preds)
+    if len(scores) < 2:
+        raise ValueError(f"{op}: preds must hold 2 views or more, got {len(scores)}; add crops")
+    codes = stack(op, "assignments", assignments, scores[0])[: len(scores)]
+    if len(codes) < len(scores):
+        raise ValueError(
+            f"{op}: assignments must hold the codes of all {len(scores)} views of preds, "
+            f"got {len(codes)}; compute them for each view"
+        )
+    temperature = checks.check_scale(op, "temperature", temperature)
+    return swapped_cross_entropy(
+        torch.stack(scores), torch.stack(codes).detach(), temperature, assign=range(len(scores))
+    )

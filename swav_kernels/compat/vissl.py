@@ -1,9 +1,12 @@
 """The Sinkhorns of VISSL: what `vissl.losses.swav_loss` calls."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from swav_kernels.compat.inputs import codes_of_exponentials
+from swav_kernels import checks
+from swav_kernels.compat.inputs import Names, check_scores, codes_of_exponentials, flag
 from swav_kernels.distributed import Group
 
 
@@ -41,12 +44,14 @@ def distributed_sinkhornknopp(
         >>> distributed_sinkhornknopp(Q, 3, True, 1, False, False).argmax(1).tolist()
         [0, 1, 2, 3]
     """
+    op = "distributed_sinkhornknopp"
     return codes_of_exponentials(
-        Q.t(),
+        Names(op, scores="Q", iterations="num_iter"),
+        Q,
         num_iter,
         gather_distributed=group is None,
         group=group,
-        hard=bool(hard_assignment),  # VISSL passes a tensor
+        hard=flag(op, "hard_assignment", hard_assignment),  # VISSL passes a tensor
     ).float()
 
 
@@ -85,12 +90,20 @@ def distributed_sinkhorn_powerlaw(
         >>> round((codes[0, 0] / codes[0, 3]).item(), 3)
         4.0
     """
+    op = "distributed_sinkhorn_powerlaw"
+    check_scores(op, "Q", Q, "[K, N]")
+    exponent = checks.check_number(op, "powerlaw", powerlaw)
+    if not math.isfinite(exponent):
+        raise ValueError(
+            f"{op}: powerlaw must be finite, got {exponent:g}; 0 makes the shares equal"
+        )
     ranks = torch.arange(1, Q.shape[0] + 1, dtype=torch.float64, device=Q.device)
     return codes_of_exponentials(
-        Q.t(),
+        Names(op, scores="Q", iterations="num_iter"),
+        Q,
         num_iter,
         gather_distributed=group is None,
         group=group,
-        hard=bool(hard_assignment),
-        prototype_weights=ranks**-powerlaw,
+        hard=flag(op, "hard_assignment", hard_assignment),
+        prototype_weights=ranks**-exponent,
     ).float()
