@@ -34,8 +34,7 @@ def step(features: Tensor, prototypes: Tensor, weights: Tensor) -> tuple[Tensor,
     loss, stats = sk.swav_loss(
         features, prototypes, queue=queue, normalize=True, return_stats=True, assign=(1, 0)
     )
-    distilled = sk.prototype_distillation_loss(z, prototypes, z[:2], prototypes, weights=weights)
-    return pair + row + loss + distilled, codes, f, g, *stats.values()
+    return pair + row + loss, codes, f, g, *stats.values()
 
 
 def with_gradients(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> list[Tensor]:
