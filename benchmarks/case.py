@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 EPSILON, TEMPERATURE, ITERATIONS, ASSIGN = 0.05, 0.1, 3, (0, 1)  # the paper's setting
 DIM = 128
@@ -86,6 +87,14 @@ class Bound:
         return Bound(self.absolute * factor, self.relative * factor, self.largest * factor)
 
 
+LOSS_BOUND = Bound(absolute=1e-6, relative=1e-6)
+GRADIENT_BOUND = Bound(largest=2e-6 + 1e-7 / EPSILON)
+# operands rounded to bfloat16: looser by far, and stated
+BF16_CODES_BOUND = Bound(absolute=2e-6, relative=0.04)
+BF16_LOSS_BOUND = Bound(relative=0.01)
+BF16_GRADIENT_BOUND = Bound(largest=0.02)
+
+
 class Oracle(Protocol):
     """Float64 results of a case, computed once from its inputs."""
 
@@ -136,3 +145,8 @@ class Contender:
     def label(self) -> str:
         """Unique within a case."""
         return f"{self.name}/{self.variant}"
+
+
+def unit_rows(seed: int, *sizes: int) -> Tensor:
+    """L2-normalised Gaussian rows, drawn on the CPU so that every device has the same ones."""
+    return normalize(torch.randn(*sizes, generator=torch.Generator().manual_seed(seed)), dim=-1)

@@ -6,17 +6,20 @@ A new op is one function `<op>_case(shape, device)`, one entry in SHAPES and one
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
 import swav_kernels as sk
 from benchmarks import oracle
 from benchmarks.baselines import official
 from benchmarks.case import (
     ASSIGN,
+    BF16_CODES_BOUND,
+    BF16_GRADIENT_BOUND,
+    BF16_LOSS_BOUND,
     EPSILON,
     FLOAT,
+    GRADIENT_BOUND,
     ITERATIONS,
+    LOSS_BOUND,
     TEMPERATURE,
     Bound,
     Call,
@@ -25,7 +28,9 @@ from benchmarks.case import (
     Shape,
     Variant,
     Work,
+    unit_rows,
 )
+from benchmarks.distillation import prototype_distillation_loss_case
 
 GROUPS = ("small", "paper", "large")
 SWEEP = tuple(2**power for power in range(10, 19, 2))  # K = 1,024 to 262,144
@@ -74,14 +79,14 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
         Shape((2, 2500, 131072), "large", dim=256, gpu_only=True),  # as DINO and iBOT have it
         *(Shape((4, 64, k), "sweep") for k in SWEEP),
     ),
+    "prototype_distillation_loss": (
+        Shape((256, 4096), "paper", dim=256),
+        Shape((1, 2), "small", dim=4, gradient=False),
+        Shape((32, 60), "small", dim=64),
+        Shape((512, 16384), "large", dim=256),
+        Shape((2500, 131072), "large", dim=256, gpu_only=True),  # DINOv2's prototypes
+    ),
 }
-
-LOSS_BOUND = Bound(absolute=1e-6, relative=1e-6)
-GRADIENT_BOUND = Bound(largest=2e-6 + 1e-7 / EPSILON)
-# operands rounded to bfloat16: looser by far, and stated
-BF16_CODES_BOUND = Bound(absolute=2e-6, relative=0.04)
-BF16_LOSS_BOUND = Bound(relative=0.01)
-BF16_GRADIENT_BOUND = Bound(largest=0.02)
 
 
 def select(ops: Sequence[str], groups: Sequence[str], quick: bool) -> Iterator[tuple[str, Shape]]:
@@ -100,6 +105,7 @@ def make(op: str, shape: Shape, device: torch.device) -> Case:
         "sinkhorn": sinkhorn_case,
         "swapped_cross_entropy": swapped_cross_entropy_case,
         "swav_loss": swav_loss_case,
+        "prototype_distillation_loss": prototype_distillation_loss_case,
     }
     return makers[op](shape, device)
 
@@ -274,10 +280,6 @@ def swav_loss_case(shape: Shape, device: torch.device) -> Case:
 def _features_and_prototypes(shape: Shape, device: torch.device) -> Inputs:
     """L2-normalised rows, drawn on the CPU so that every device has the same ones."""
     return {
-        "features": _unit_rows(0, *shape.sizes[:-1], shape.dim).to(device),
-        "prototypes": _unit_rows(1, shape.sizes[-1], shape.dim).to(device),
+        "features": unit_rows(0, *shape.sizes[:-1], shape.dim).to(device),
+        "prototypes": unit_rows(1, shape.sizes[-1], shape.dim).to(device),
     }
-
-
-def _unit_rows(seed: int, *sizes: int) -> Tensor:
-    return normalize(torch.randn(*sizes, generator=torch.Generator().manual_seed(seed)), dim=-1)

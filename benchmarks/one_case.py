@@ -68,6 +68,7 @@ def run(op: str, shape: Shape, setting: Setting, limits: Limits) -> list[Row]:
 def input_bytes(op: str, shape: Shape) -> int:
     """Size of the float32 inputs, of scores and codes where the op starts from them."""
     features = FLOAT * shape.dim * (shape.num_crops * shape.sizes[-2] + shape.sizes[-1])
+    features *= 2 if op == "prototype_distillation_loss" else 1  # the teacher's too
     matrices = {"sinkhorn": 1, "swapped_cross_entropy": shape.num_crops + len(ASSIGN)}
     return features + matrices.get(op, 0) * shape.matrix_bytes
 

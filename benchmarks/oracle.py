@@ -106,6 +106,32 @@ def swav_loss(features: Tensor, prototypes: Tensor, gradient: bool) -> TensorOra
     return TensorOracle((weight * loss, d_z, d_c) if gradient else (weight * loss,))
 
 
+def prototype_distillation_loss(
+    features: Tensor,
+    prototypes: Tensor,
+    teacher_features: Tensor,
+    teacher_prototypes: Tensor,
+    gradient: bool,
+) -> TensorOracle:
+    """[N, D], [K, D], [N, E], [K, E] -> the loss; d_features, d_prototypes if asked for."""
+    z, c, t, e = (
+        x.detach().double() for x in (features, prototypes, teacher_features, teacher_prototypes)
+    )
+    pieces = list(_slices(len(z), len(c)))
+    f = potentials(lambda: (t[rows] @ e.t() for rows in pieces))
+    weight = 1 / (len(z) * TEMPERATURE)
+    loss, d_z, d_c = z.new_zeros(()), torch.zeros_like(z), torch.zeros_like(c)
+    for rows in pieces:
+        q = torch.softmax(t[rows] @ e.t() / EPSILON + f, 1)
+        s = z[rows] @ c.t()
+        loss += weight * (TEMPERATURE * torch.logsumexp(s / TEMPERATURE, 1).sum() - (q * s).sum())
+        if gradient:
+            d_s = weight * (torch.softmax(s / TEMPERATURE, 1) - q)
+            d_z[rows] = d_s @ c
+            d_c += d_s.t() @ z[rows]
+    return TensorOracle((loss, d_z, d_c) if gradient else (loss,))
+
+
 def potentials(chunks: Callable[[], Iterable[Tensor]]) -> Tensor:
     """T times u_k = 1 / sum_b a_b E_bk and a_b = 1 / sum_k u_k E_bk; return log u [K].
 

@@ -178,6 +178,21 @@ void define_cpu(py::module_ module) {
                                          at<T>(d_features), at<T>(d_prototypes), out, num_samples,
                                          num_prototypes, dim, settings, threads);
       });
+  define(
+      module, "prototype_distillation_loss",
+      +[](Address features, Address prototypes, Address teacher_features,
+          Address teacher_prototypes, Address f, Address sample_weights, Address loss,
+          Address d_features, Address d_prototypes, int64_t num_crops, int64_t num_samples,
+          int64_t num_prototypes, int64_t dim, int64_t teacher_dim, Assign assign,
+          double temperature, double epsilon, bool bfloat16, int threads) {
+        const cpu::LossSettings settings{
+            num_crops, int64_t(assign.size()), assign.data(), temperature, epsilon, false};
+        for_features(bfloat16).prototype_distillation_loss(
+            at<T>(features), at<T>(prototypes),
+            {at<T>(teacher_features), at<T>(teacher_prototypes), teacher_dim}, at<T>(f),
+            at<T>(sample_weights), at<T>(loss), at<T>(d_features), at<T>(d_prototypes), num_samples,
+            num_prototypes, dim, settings, threads);
+      });
 }
 
 #ifdef SWAV_CUDA

@@ -24,10 +24,18 @@ namespace cpu {
 struct LossSettings {
   int64_t num_crops;      // V
   int64_t num_assign;     // A
-  const int64_t* assign;  // [A], distinct crops
+  const int64_t* assign;  // [A], distinct crops; -1 is none: every crop predicts these codes
   double temperature;
-  double epsilon;  // swav_loss only
-  bool hard;       // swav_loss only: one-hot codes
+  double epsilon;  // of the losses from features, as are those below
+  bool hard;       // one-hot codes
+};
+
+// Whose codes the crops predict, if not their own
+template <typename T>
+struct Teacher {
+  const T* features;    // [A, B, E]
+  const T* prototypes;  // [K, E]
+  int64_t dim;          // E
 };
 
 // Telemetry of the codes; all null when it is not wanted.
@@ -98,6 +106,12 @@ struct Kernels {
   void (*swav_loss)(const T* features, const T* prototypes, const T* f, T* loss, T* d_features,
                     T* d_prototypes, CodeStatistics<T> statistics, int64_t num_samples,
                     int64_t num_prototypes, int64_t dim, const LossSettings& settings, int threads);
+  // The same with codes of a teacher, f [A, K] its potentials; sample_weights [B] may be null. A
+  // crop predicts all codes but those of its number in settings.assign.
+  void (*prototype_distillation_loss)(const T* features, const T* prototypes, Teacher<T> teacher,
+                                      const T* f, const T* sample_weights, T* loss, T* d_features,
+                                      T* d_prototypes, int64_t num_samples, int64_t num_prototypes,
+                                      int64_t dim, const LossSettings& settings, int threads);
 };
 
 // Of the instruction set picked when the module is loaded: the best of this processor, or the one

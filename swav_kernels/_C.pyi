@@ -71,6 +71,12 @@ class CpuKernels:
         assign: Sequence[int], temperature: float, epsilon: float, hard: bool, bfloat16: bool,
         threads: int, /
     ) -> None: ...
+    def prototype_distillation_loss(
+        self, features: int, prototypes: int, teacher_features: int, teacher_prototypes: int,
+        f: int, sample_weights: int, loss: int, d_features: int, d_prototypes: int,
+        num_crops: int, num_samples: int, num_prototypes: int, dim: int, teacher_dim: int,
+        assign: Sequence[int], temperature: float, epsilon: float, bfloat16: bool, threads: int, /
+    ) -> None: ...
 
 @type_check_only
 class CudaKernels:

@@ -12,6 +12,7 @@ from swav_kernels.dispatch import available_backends, use_backend
 from swav_kernels.doctor import doctor
 from swav_kernels.modules import FeatureQueue, Prototypes, SwAVLoss
 from swav_kernels.ops.prototype_cross_entropy import prototype_cross_entropy
+from swav_kernels.ops.prototype_distillation_loss import prototype_distillation_loss
 from swav_kernels.ops.prototype_scores import prototype_scores
 from swav_kernels.ops.sinkhorn import sinkhorn, sinkhorn_potentials
 from swav_kernels.ops.swapped_cross_entropy import swapped_cross_entropy
@@ -35,6 +36,7 @@ __all__ = [
     "patch",
     "patched",
     "prototype_cross_entropy",
+    "prototype_distillation_loss",
     "prototype_scores",
     "sinkhorn",
     "sinkhorn_potentials",

@@ -29,7 +29,8 @@ def without_autocast(op: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(op)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         # the tensor that every op begins with, or the op says what it wants
-        first = args[0] if args else kwargs.get("features", kwargs.get("scores"))
+        named = (x for x in kwargs.values() if isinstance(x, Tensor))
+        first = args[0] if args else next(named, None)
         device_type = first.device.type if isinstance(first, Tensor) else "meta"
         if device_type == "meta" or not torch.is_autocast_enabled(device_type):
             return op(*args, **kwargs)

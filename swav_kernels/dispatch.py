@@ -14,7 +14,13 @@ from types import ModuleType
 
 import torch
 
-OPS = ("prototype_scores", "sinkhorn", "swapped_cross_entropy", "swav_loss")
+OPS = (
+    "prototype_scores",
+    "sinkhorn",
+    "swapped_cross_entropy",
+    "swav_loss",
+    "prototype_distillation_loss",
+)
 ENVIRONMENT_VARIABLE = "SWAV_KERNELS_BACKEND"
 
 _TRITON_ABSENT = "triton is not installed: pip install triton"

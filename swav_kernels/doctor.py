@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swav_kernels import dispatch
+from swav_kernels.ops.prototype_distillation_loss import prototype_distillation_loss
 from swav_kernels.ops.prototype_scores import prototype_scores
 from swav_kernels.ops.sinkhorn import sinkhorn
 from swav_kernels.ops.swapped_cross_entropy import swapped_cross_entropy
@@ -59,7 +60,7 @@ def doctor() -> Report:
         ok = ok and all(result.startswith("ok") for result in tests.values())
         lines.append(f"backend {name:<10} yes" + (f", {_detail(name)}" if _detail(name) else ""))
         if name != "reference":
-            lines += [f"  {op:<22} {result}" for op, result in tests.items()]
+            lines += [f"  {op:<27} {result}" for op, result in tests.items()]
     report = Report("\n".join(lines))
     report.ok = ok
     return report
@@ -125,9 +126,19 @@ def _swav_loss(backend: str, device: str) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, (features, prototypes))]
 
 
+def _prototype_distillation_loss(backend: str, device: str) -> list[Tensor]:
+    features, prototypes = (tensor.requires_grad_() for tensor in _inputs(device))
+    teacher, teacher_prototypes = features[:2, :, :9].detach(), prototypes[:, :9].detach()
+    loss = prototype_distillation_loss(
+        features, prototypes, teacher, teacher_prototypes, backend=backend
+    )
+    return [loss.detach(), *torch.autograd.grad(loss, (features, prototypes))]
+
+
 _CASES: dict[str, Callable[[str, str], list[Tensor]]] = {
     "prototype_scores": _prototype_scores,
     "sinkhorn": _sinkhorn,
     "swapped_cross_entropy": _swapped_cross_entropy,
     "swav_loss": _swav_loss,
+    "prototype_distillation_loss": _prototype_distillation_loss,
 }

@@ -56,6 +56,18 @@ def calls(backend: str, device: str, sizes: tuple[int, int, int, int]) -> dict[s
             sk.swav_potentials(features, prototypes, **keywords, **on),
         )
 
+    def distillation(is_rows: bool, **keywords: object) -> Call:
+        teacher, e = features[:2, :, : dim // 2].contiguous(), prototypes[:, : dim // 2]
+        z, t = (features[0], teacher[1]) if is_rows else (features, teacher)
+        return lambda: _flat(
+            value_and_gradients(
+                lambda z, c: sk.prototype_distillation_loss(
+                    z, c, t, e, weights=weights, **keywords, **on
+                ),
+                z, prototypes,
+            )
+        )  # fmt: skip
+
     return {
         "prototype_scores": dots(),
         "prototype_scores normalized": dots(normalize=True),
@@ -80,6 +92,9 @@ def calls(backend: str, device: str, sizes: tuple[int, int, int, int]) -> dict[s
         "swav_loss hard": loss(hard=True, assign=(2, 0)),
         "swav_loss bfloat16": loss(precision="bfloat16"),
         "swav_loss of bfloat16": loss(half=True),
+        "prototype_distillation_loss": distillation(is_rows=True),
+        "prototype_distillation_loss of crops": distillation(is_rows=False),
+        "prototype_distillation_loss bfloat16": distillation(is_rows=True, precision="bfloat16"),
         "stats": lambda: tuple(
             sk.swav_loss(features, prototypes, return_stats=True, **on)[1].values()
         ),

@@ -72,6 +72,13 @@ LOSS = {
     "backend": BACKEND,
 }
 
+DISTILLATION = {
+    "student_features": tensor(N, D, wrong=((N + 1, D), (N, D - 1), (V, N, D))),
+    "student_prototypes": tensor(K, D, wrong=((K + 1, D), (K, D + 1), (0, D), (K, 0))),
+    "teacher_features": tensor(N, L, wrong=((N - 1, L), (N, L + 1), (A, N, L))),
+    "teacher_prototypes": tensor(K, L, wrong=((K - 1, L), (K, L - 1), (K, 0))),
+}
+
 CALLS = {
     "sinkhorn": Call("sinkhorn", sk.sinkhorn, {
         **SINKHORN, "hard": FLAG, "out": Of("out", torch.empty(N, K), True),
@@ -95,6 +102,18 @@ CALLS = {
         "temperature": scale(),
         "weights": tensor(N, optional=True, wrong=((N + 1,), ())), "backend": BACKEND,
     }),
+    "prototype_distillation_loss": Call(
+        "prototype_distillation_loss", sk.prototype_distillation_loss, {
+            **DISTILLATION,
+            **{n: LOSS[n] for n in ("temperature", "epsilon", "iterations", "group", "precision")},
+            "weights": tensor(N, optional=True, wrong=((N + 1,), (1, N), ())), "backend": BACKEND,
+        },
+    ),
+    "prototype_distillation_loss with potentials": Call(
+        "prototype_distillation_loss", sk.prototype_distillation_loss, {
+            **DISTILLATION, "potentials": tensor(K, optional=True, wrong=((K + 1,), (2, K), ())),
+        },
+    ),
     "swav_loss": Call("swav_loss", sk.swav_loss, LOSS),
     "swav_loss with potentials": Call("swav_loss", sk.swav_loss, {
         "features": LOSS["features"], "prototypes": LOSS["prototypes"],

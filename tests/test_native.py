@@ -56,6 +56,12 @@ CALLS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         lambda **kw: sk.swav_loss(features, prototypes, **kw),
         ("swav_potentials", "swav_loss"),
     ),
+    "prototype_distillation_loss": (
+        lambda **kw: sk.prototype_distillation_loss(
+            features, prototypes, features[:2], prototypes, **kw
+        ),
+        ("swav_potentials", "prototype_distillation_loss"),
+    ),
 }
 
 
@@ -92,14 +98,18 @@ def test_swav_loss_runs_no_aten_op_as_large_as_the_scores() -> None:
     assert largest_op("cpu") <= (3000 + 4 * 64) * 32  # both gradients
 
 
-def test_swav_loss_never_holds_the_scores() -> None:
-    code = """
+@pytest.mark.parametrize(
+    "call", ["sk.swav_loss(z, c", "sk.prototype_distillation_loss(z, c, z[:2], c"]
+)
+def test_a_loss_from_features_never_holds_the_scores(call: str) -> None:
+    code = f"""
 import resource, torch, swav_kernels as sk
 torch.set_num_threads(1)
 def run(num_samples):
-    z = torch.randn(8, num_samples, 16, requires_grad=True)
-    c = torch.randn(8192, 16, requires_grad=True)
-    sk.swav_loss(z, c, normalize=True, backend="cpu").backward()
+    z, c = (torch.nn.functional.normalize(torch.randn(n, 16), dim=1).requires_grad_()
+            for n in (8 * num_samples, 8192))
+    z = z.view(8, num_samples, 16)
+    {call}, backend="cpu").backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 small = run(8)
 print((run(1024) - small) / 1024)
@@ -126,6 +136,7 @@ def test_each_instruction_set_passes_the_tests_of_the_ops(name: str) -> None:
         return  # the rest of this suite runs on it
     files = ["sinkhorn_options", "numerics_policy", "swapped_cross_entropy", "swav_loss"]
     files += ["prototype_scores", "swav_potentials", "swav_stats", "determinism"]
+    files += ["prototype_distillation_loss"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", "cpu and not 50_runs and not large"]
         + [str(ROOT / f"tests/test_{file}.py") for file in files],

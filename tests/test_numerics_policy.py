@@ -22,7 +22,13 @@ from torch import Tensor
 import swav_kernels as sk
 from swav_kernels import dispatch
 
-OPS = ("prototype_scores", "sinkhorn", "swapped_cross_entropy", "swav_loss")
+OPS = (
+    "prototype_scores",
+    "sinkhorn",
+    "swapped_cross_entropy",
+    "swav_loss",
+    "prototype_distillation_loss",
+)
 on_sinkhorn = pytest.mark.op("sinkhorn")
 
 
@@ -36,6 +42,9 @@ def call(op: str, backend: str, device: str, dtype: torch.dtype = torch.float32)
         "sinkhorn": lambda: sk.sinkhorn(scores[0], backend=backend),
         "swapped_cross_entropy": lambda: sk.swapped_cross_entropy(scores, codes, backend=backend),
         "swav_loss": lambda: sk.swav_loss(features, prototypes, backend=backend),
+        "prototype_distillation_loss": lambda: sk.prototype_distillation_loss(
+            features, prototypes, features[:2], prototypes, backend=backend
+        ),
     }
     return calls[op]()
 
@@ -333,6 +342,14 @@ def test_autocast_does_not_cost_digits(backend: str, device: str, op: str) -> No
             # by name, in another order
             "swav_loss": lambda: sk.swav_loss(
                 epsilon=0.05, backend=backend, prototypes=prototypes, features=features
+            ),
+            "prototype_distillation_loss": lambda: sk.prototype_distillation_loss(
+                epsilon=0.07,
+                backend=backend,
+                student_prototypes=prototypes,
+                student_features=features,
+                teacher_features=features[:2],
+                teacher_prototypes=prototypes,
             ),
         }[op]()
     assert inside.dtype == torch.float32

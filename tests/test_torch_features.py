@@ -28,6 +28,9 @@ def test_the_default_device_is_not_where_kernels_write(backend: str, device: str
         scores = sk.prototype_scores(features, prototypes, backend=backend)
         codes = sk.sinkhorn(scores[:2], backend=backend)
         pair = sk.swapped_cross_entropy(scores, codes, backend=backend)
+        pair = pair + sk.prototype_distillation_loss(
+            features, prototypes, queue.new_ones(2, 17, 3), prototypes[:, :3], backend=backend
+        )
         return [*torch.autograd.grad(loss + pair, (features, prototypes)), codes, *stats.values()]
 
     wanted = run()
@@ -76,6 +79,9 @@ def test_saved_tensors_of_a_hook_are_left_alone(backend: str, device: str) -> No
 
 OPS: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
     "swav_loss": lambda z, c, b: sk.swav_loss(z, c, backend=b),
+    "prototype_distillation_loss": lambda z, c, b: sk.prototype_distillation_loss(
+        z, c, z.detach()[:2, :, :3], c.detach()[:, :3], backend=b
+    ),
     "prototype_scores": lambda z, c, b: sk.prototype_scores(z, c, backend=b).sum(),
     "swapped_cross_entropy": lambda z, c, b: sk.swapped_cross_entropy(
         z, torch.full_like(z.detach()[:2], 1 / 8), backend=b

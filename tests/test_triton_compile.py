@@ -16,6 +16,7 @@ from kernel_list import KERNELS, MODULES
 
 from swav_kernels.triton_kernels import (
     potentials,
+    prototype_distillation_loss,
     prototype_scores,
     sinkhorn,
     swapped_cross_entropy,
@@ -76,6 +77,17 @@ def call_on_features(dtype: str, dim: int, precision: str, hard: bool) -> None:
         swav_loss.potentials(features[:2], prototypes, None, None, 0.05, 2, precision)
 
 
+def call_on_teacher(dtype: str, dim: int, precision: str, teacher_dim: int) -> None:
+    """The launchers of a student and a teacher of other dimensions, crops and rows."""
+    prototypes, others = empty(K, dim, dtype=dtype), empty(K, teacher_dim, dtype=dtype)
+    for num_crops, assign in ((4, ASSIGN), (1, (-1,))):
+        prototype_distillation_loss.loss_and_gradients(
+            empty(num_crops, N, dim, dtype=dtype), prototypes,
+            empty(len(assign), N, teacher_dim, dtype=dtype), others, empty(len(assign), K),
+            empty(N), assign, 0.1, 0.05, precision, True, True,
+        )  # fmt: skip
+
+
 def call_on_stored_scores(dtype: str, dim: int) -> None:
     """The loss of as many samples as make it store its scores."""
     for num_prototypes in (K, 8192):
@@ -98,6 +110,16 @@ CALLS = {
 CALLS |= {
     f"stored-{dtype}-{dim}": functools.partial(call_on_stored_scores, dtype, dim)
     for dtype, dim in (("float32", 128), ("float16", 256), ("bfloat16", 128))
+}
+CALLS |= {
+    f"teacher-{'-'.join(map(str, case))}": functools.partial(call_on_teacher, *case)
+    for case in (
+        ("float32", 128, "float32", 64),
+        ("float32", 256, "float32", 256),
+        ("float32", 256, "bfloat16", 384),
+        ("float16", 128, "float32", 256),
+        ("bfloat16", 256, "float32", 256),
+    )
 }
 compiled = functools.cache(compile_launch)  # cases share kernels
 

@@ -62,6 +62,9 @@ OWN_KERNELS = {
         *STREAMING, "_potentials_kernel", "_crop_loss_kernel", "_d_prototypes_kernel",
         "_code_statistics_kernel", "_sum_partials_kernel",
     },
+    "prototype_distillation_loss": {
+        "_row_sums_kernel", "_crop_loss_kernel", "_d_prototypes_kernel", "_sum_partials_kernel",
+    },
 }  # fmt: skip
 
 
@@ -74,6 +77,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
         code_statistics,
         half_scores,
         potentials,
+        prototype_distillation_loss,
         prototype_scores,
         reduce,
         sinkhorn,
@@ -88,7 +92,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
     def small(*_: object) -> Tiles:
         return Tiles(16, 16, 16, step_d=STEP_D, fill=MANY)
 
-    monkeypatch.setattr(swav_loss, "tiles", lambda *_: ProductTiles(*4 * (small(),)))
+    for module in (swav_loss, prototype_distillation_loss):
+        monkeypatch.setattr(module, "tiles", lambda *_: ProductTiles(*4 * (small(),)))
     for module in (prototype_scores, swapped_cross_entropy):
         monkeypatch.setattr(module, "tiles", small)
     monkeypatch.setattr(sinkhorn, "column_tiles", small)
@@ -306,6 +311,33 @@ def test_swav_loss_and_its_stats(
         assert stats[name].item() == pytest.approx(want, abs=1e-5), name
     assert set(launched) == OWN_KERNELS["swav_loss"]
     assert max(launched["_sum_partials_kernel"]) >= (3,)
+
+
+@pytest.mark.parametrize("step_d", [16, 64])
+def test_prototype_distillation_loss(
+    launched: Grids, monkeypatch: pytest.MonkeyPatch, step_d: int
+) -> None:
+    """Of crops, and over a teacher of fewer and of more dimensions than the student has."""
+    monkeypatch.setitem(globals(), "STEP_D", step_d)
+    weights = torch.linspace(0, 2, N)
+    f = torch.randn(3, K, generator=generator(6))  # its Sinkhorn is that of swav_potentials
+    for dim, teacher_dim in ((DIM, 21), (21, DIM)):
+        z, c = crops(CROPS, N, dim, K)
+        t, e = crops(3, N, teacher_dim, K, seed=5)
+
+        def run(z: Tensor, c: Tensor, backend: str, t: Tensor = t, e: Tensor = e) -> Tensor:
+            return sk.prototype_distillation_loss(
+                z, c, t, e, potentials=f.to(z.dtype), weights=weights, backend=backend
+            )
+
+        loss, gradients = value_and_gradients(lambda z, c, f=run: f(z, c, "triton"), z, c)
+        wanted, wanted_gradients = value_and_gradients(
+            lambda z, c, f=run: f(z, c, "reference"), z.double(), c.double()
+        )
+        assert_loss(loss, wanted)
+        for got, want in zip(gradients, wanted_gradients, strict=True):
+            assert_gradient(got, want)
+    assert set(launched) == OWN_KERNELS["prototype_distillation_loss"]
 
 
 @pytest.mark.usefixtures("launched")

@@ -43,6 +43,20 @@ def _features(x: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     return x["features"], x["prototypes"]
 
 
+def _both_sides(x: Inputs) -> tuple[torch.Tensor, ...]:
+    return (*_features(x), x["teacher_features"], x["teacher_prototypes"])
+
+
+def _distillation(loss: Callable[..., torch.Tensor]) -> Prepare:
+    """A loss of a student and a teacher whose gradient for the student autograd finds."""
+
+    def prepare(x: Inputs, shape: Shape) -> Call:
+        z, c, t, e = _both_sides(x)
+        return official.with_gradients(lambda z, c: loss(z, c, t, e), (z, c), shape.gradient)
+
+    return prepare
+
+
 def _scores_and_codes(x: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     return x["scores"], x["codes"]
 
@@ -82,6 +96,10 @@ def _compiled_swav_loss(x: Inputs, shape: Shape) -> Call:
     return _differentiable(_compile(official.swav_loss, shape))(x, shape)
 
 
+def _compiled_distillation(x: Inputs, shape: Shape) -> Call:
+    return _distillation(_compile(official.prototype_distillation_loss, shape))(x, shape)
+
+
 @functools.lru_cache(maxsize=1)
 def _compile(function: Callable[..., torch.Tensor], shape: Shape) -> Callable[..., torch.Tensor]:
     """Compile for this shape alone: after a few shapes torch would give up or generalise."""
@@ -118,6 +136,7 @@ BASELINES = {
             "sinkhorn": _official_sinkhorn,
             "swapped_cross_entropy": _official_swapped_cross_entropy,
             "swav_loss": _differentiable(official.swav_loss),
+            "prototype_distillation_loss": _distillation(official.prototype_distillation_loss),
         },
         _kept,
     ),
@@ -127,6 +146,7 @@ BASELINES = {
             "sinkhorn": _compiled_sinkhorn,
             "swapped_cross_entropy": _compiled_swapped_cross_entropy,
             "swav_loss": _compiled_swav_loss,
+            "prototype_distillation_loss": _compiled_distillation,
         },
         _kept,
     ),
@@ -136,6 +156,9 @@ BASELINES = {
             "sinkhorn": _of_scores(plain.sinkhorn),
             "swapped_cross_entropy": _written_out(plain.swapped_cross_entropy, of_scores=True),
             "swav_loss": _written_out(plain.swav_loss, of_scores=False),
+            "prototype_distillation_loss": lambda x, shape: (
+                lambda: plain.prototype_distillation_loss(*_both_sides(x), shape.gradient)
+            ),
         },
         _kept_by_plain,
     ),

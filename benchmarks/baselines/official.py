@@ -57,6 +57,19 @@ def swav_loss(
     return _loss_of_scores(features @ prototypes.t(), temperature, epsilon, iterations)
 
 
+def prototype_distillation_loss(
+    features: Tensor, prototypes: Tensor, teacher_features: Tensor, teacher_prototypes: Tensor
+) -> Tensor:
+    """Return the loss of a student's rows against the Sinkhorn codes of a teacher's, kept in full.
+
+    As in DINOv2: codes of the teacher's scores, times the log-softmax of the student's.
+    """
+    with torch.no_grad():
+        codes = sinkhorn(teacher_features @ teacher_prototypes.t())
+    log_p = torch.log_softmax(features @ prototypes.t() / TEMPERATURE, dim=1)
+    return -(codes * log_p).sum(1).mean()
+
+
 def swav_loss_bf16(
     features: Tensor,
     prototypes: Tensor,

@@ -4,6 +4,7 @@ Linear domain throughout: cosines over epsilon or temperature reach 20, which fl
 gradients are written out, so nothing is saved for a backward pass.
 """
 
+import torch
 from torch import Tensor
 
 from benchmarks.case import ASSIGN, EPSILON, ITERATIONS, TEMPERATURE
@@ -79,3 +80,37 @@ def swav_loss(features: Tensor, prototypes: Tensor, gradient: bool) -> tuple[Ten
         d_features[crop] += m
     d_prototypes = p.t() @ (z * share.unsqueeze(1)) - code_gradient
     return loss, d_features.mul_(step), d_prototypes.mul_(step)
+
+
+PIECE = 2**20  # numbers of a piece of scores: 4 MiB stay in the cache
+
+
+def prototype_distillation_loss(
+    features: Tensor,
+    prototypes: Tensor,
+    teacher_features: Tensor,
+    teacher_prototypes: Tensor,
+    gradient: bool,
+) -> tuple[Tensor, ...]:
+    """[N, D], [K, D], [N, E], [K, E] -> loss, d_features, d_prototypes.
+
+    The teacher's exponentials are kept in full, the student's scores are a few rows at a time.
+    """
+    e, u, a = balance(teacher_features @ teacher_prototypes.t())
+    weight = 1 / (len(features) * TEMPERATURE)
+    loss = features.new_zeros(())
+    d_features, d_prototypes = torch.empty_like(features), torch.zeros_like(prototypes)
+    step = max(1, PIECE // len(prototypes))
+    for start in range(0, len(features), step):
+        rows = slice(start, start + step)
+        q = e[rows].mul_(u).mul_(a[rows].unsqueeze(1))
+        s = features[rows] @ prototypes.t()
+        similarity = q.flatten() @ s.flatten()
+        p = s.div_(TEMPERATURE).exp_()
+        sums = p.sum(1)
+        loss += weight * (TEMPERATURE * sums.log().sum() - similarity)
+        if gradient:
+            d_scores = p.mul_((weight / sums).unsqueeze(1)).sub_(q, alpha=weight)
+            torch.mm(d_scores, prototypes, out=d_features[rows])
+            d_prototypes.addmm_(d_scores.t(), features[rows])
+    return (loss, d_features, d_prototypes) if gradient else (loss,)

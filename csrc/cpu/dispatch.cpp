@@ -29,20 +29,22 @@ struct InstructionSet {
   void (*fill_bfloat16)(Kernels<float>&);  // products of bfloat16 numbers; null: as float32
 };
 
-#define SWAV_FILL(ISA)                                 \
-  [](Kernels<float>& single, Kernels<double>& twice) { \
-    ISA::add_prototype_scores(single, twice);          \
-    ISA::add_sinkhorn(single, twice);                  \
-    ISA::add_swapped_cross_entropy(single, twice);     \
-    ISA::add_swav_potentials(single, twice);           \
-    ISA::add_swav_loss(single, twice);                 \
+#define SWAV_FILL(ISA)                                   \
+  [](Kernels<float>& single, Kernels<double>& twice) {   \
+    ISA::add_prototype_scores(single, twice);            \
+    ISA::add_sinkhorn(single, twice);                    \
+    ISA::add_swapped_cross_entropy(single, twice);       \
+    ISA::add_swav_potentials(single, twice);             \
+    ISA::add_swav_loss(single, twice);                   \
+    ISA::add_prototype_distillation_loss(single, twice); \
   }
 // What such sets are compiled for: the rest has no use for what they add
-#define SWAV_FILL_BFLOAT16(ISA)             \
-  [](Kernels<float>& single) {              \
-    Kernels<double> none;                   \
-    ISA::add_swav_potentials(single, none); \
-    ISA::add_swav_loss(single, none);       \
+#define SWAV_FILL_BFLOAT16(ISA)                         \
+  [](Kernels<float>& single) {                          \
+    Kernels<double> none;                               \
+    ISA::add_swav_potentials(single, none);             \
+    ISA::add_swav_loss(single, none);                   \
+    ISA::add_prototype_distillation_loss(single, none); \
   }
 
 bool always() { return true; }

@@ -1,20 +1,33 @@
 // What a slot of prototypes knows of the lanes of a chunk.
 #pragma once
 
+#include "../kernels.h"
 #include "lanes.h"
 
 namespace swav::cpu::SWAV_ISA {
 namespace {
 
-constexpr int64_t kChunkLanes = 128;  // about: a multiple of crops and vector lanes
+constexpr int64_t kChunkLanes = 128;                // about: a multiple of crops and vector lanes
+constexpr int64_t kMostScores = int64_t(32) << 20;  // bytes, unless one vector of samples has more
 
-// As many samples as make about kChunkLanes lanes with all their crops; pairs in the lanes of an
-// odd number of crops must fill tiles too
+// As many samples as make about kChunkLanes lanes with all their crops, of which kMostScores holds
+// the scores, a teacher's too; pairs in the lanes of an odd number of crops must fill tiles
 template <typename T, typename W>
-int64_t chunk_samples(int64_t num_samples, int64_t num_crops) {
+int64_t chunk_samples(int64_t num_samples, int64_t num_crops, int64_t scored_crops,
+                      int64_t num_prototypes) {
   const int64_t unit = kUsesTiles<W> && num_crops % 2 != 0 ? 2 * kLanes<T> : kLanes<T>;
-  const int64_t most = std::max<int64_t>(1, kChunkLanes / (num_crops * unit)) * unit;
+  const int64_t units =
+      std::min(kChunkLanes / (num_crops * unit),
+               kMostScores / (scored_crops * unit * int64_t(sizeof(T)) * num_prototypes));
+  const int64_t most = std::max<int64_t>(1, units) * unit;
   return std::min(round_up(std::max<int64_t>(1, num_samples), unit), most);
+}
+
+// Crops that predict codes, each counted once for each code: none predicts its own
+inline double num_pairs(const LossSettings& settings) {
+  int64_t pairs = settings.num_assign * settings.num_crops;
+  for (int64_t a = 0; a < settings.num_assign; ++a) pairs -= settings.assign[a] >= 0;
+  return double(pairs);
 }
 
 // The largest value of each lane so far and the first prototype that has it

@@ -14,6 +14,12 @@ constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of scores
 // sweep needs no exponential: E, u = 1 / sum_b a E and a = 1 / sum_k u E lie within 2^(2 * 50) N
 constexpr double kLargestExponent = 50;
 
+// All chunks, or as many as kMostKept holds beside the one that the others share
+inline int64_t kept_chunks(int64_t chunks, int64_t bytes) {
+  if (chunks * bytes <= kMostKept) return chunks;
+  return std::max<int64_t>(0, kMostKept / bytes - 1);
+}
+
 // One problem
 template <typename T, typename W>
 class Sweeps {
@@ -34,9 +40,7 @@ class Sweeps {
         lanes_(std::min(kChunkLanes, round_up(num_samples, kLanes<T>))),
         chunks_(num_samples == 0 ? 0 : (num_samples + lanes_ - 1) / lanes_),
         chunk_size_(round_up(num_prototypes, kTileSide) * lanes_),
-        kept_(keep ? std::min(chunks_,
-                              kMostKept / int64_t(std::max<int64_t>(1, chunk_size_) * sizeof(T)))
-                   : 0),
+        kept_(keep ? kept_chunks(chunks_, chunk_size_ * int64_t(sizeof(T))) : 0),
         is_linear_(kept_ > 0 && kept_ == chunks_ && norm < kInf<T> &&
                    double(largest_norm(samples, num_samples, dim) * norm * scale_) <=
                        kLargestExponent),

@@ -22,7 +22,7 @@ def potentials(
     f = _per_prototype(features, prototypes)
     cpu_kernels(f.dtype).swav_potentials(
         address(features), address(prototypes), address(sample_weights),
-        address(log_prototype_weights), address(f), *_sizes(features, prototypes), epsilon,
+        address(log_prototype_weights), address(f), *sizes(features, prototypes), epsilon,
         iterations, precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return f
@@ -40,7 +40,7 @@ def column_stats(
     column_max, sums = (_per_prototype(features, prototypes) for _ in range(2))
     cpu_kernels(sums.dtype).swav_column_stats(
         address(features), address(prototypes), address(sample_weights), address(column_max),
-        address(sums), *_sizes(features, prototypes), epsilon,
+        address(sums), *sizes(features, prototypes), epsilon,
         precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return column_max, sums
@@ -59,7 +59,7 @@ def column_sums(
     sums = _per_prototype(features, prototypes)
     cpu_kernels(sums.dtype).swav_column_sums(
         address(features), address(prototypes), address(f), address(sample_weights),
-        address(sums), *_sizes(features, prototypes), epsilon,
+        address(sums), *sizes(features, prototypes), epsilon,
         precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return sums
@@ -96,15 +96,16 @@ def loss_and_gradients(
     cpu_kernels(acc).swav_loss(
         address(features), address(prototypes), address(f), address(loss), address(d_features),
         address(d_prototypes), [address(x) for x in statistics or ()],
-        *_sizes(features, prototypes), assign, temperature, epsilon, hard,
+        *sizes(features, prototypes), assign, temperature, epsilon, hard,
         precision == "bfloat16", torch.get_num_threads(),
     )  # fmt: skip
     return loss, d_features, d_prototypes, statistics
 
 
-def _operands(features: Tensor, prototypes: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+def operands(
+    features: Tensor, prototypes: Tensor, precision: str, acc: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """In the dtype of the sums; "bfloat16" rounds both, their products are then exact."""
-    acc = accumulate_dtype(features)
     if precision == "bfloat16":
         features, prototypes = features.bfloat16(), prototypes.bfloat16()
     if features.dtype == acc:
@@ -112,11 +113,15 @@ def _operands(features: Tensor, prototypes: Tensor, precision: str) -> tuple[Ten
     return features.to(acc), prototypes.to(acc)
 
 
+def _operands(features: Tensor, prototypes: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    return operands(features, prototypes, precision, accumulate_dtype(features))
+
+
 def _per_prototype(features: Tensor, prototypes: Tensor) -> Tensor:
     return torch.empty(features.shape[0], prototypes.shape[0], dtype=features.dtype, device="cpu")
 
 
-def _sizes(features: Tensor, prototypes: Tensor) -> tuple[int, int, int, int]:
+def sizes(features: Tensor, prototypes: Tensor) -> tuple[int, int, int, int]:
     """Crops or problems, samples, prototypes, dim: the order of every kernel."""
     num_crops, num_samples, dim = features.shape
     return num_crops, num_samples, prototypes.shape[0], dim

@@ -13,7 +13,7 @@ from swav_kernels.distributed import Group, resolve_group, warn_if_ungrouped
 from swav_kernels.ops import ready_gradient
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_ASSIGN, DEFAULT_TEMPERATURE
-from swav_kernels.ops.swav_potentials import balance, check_features, check_queue
+from swav_kernels.ops.swav_potentials import balance, check_features, check_potentials, check_queue
 from swav_kernels.reference import swav_loss as reference
 from swav_kernels.stats import CodeStatistics, summarise
 
@@ -213,16 +213,5 @@ def _check_potentials(
                 f"{OP}: {argument} was given beside potentials, which take the Sinkhorn's place; "
                 f"pass {argument} to swav_potentials instead"
             )
-    checks.check_tensor(OP, "potentials", potentials, "[K]", "[A, K]")
-    num_prototypes = prototypes.shape[0]
-    shape = (num_prototypes,) if potentials.dim() == 1 else (num_crops, num_prototypes)
-    checks.check_shape(OP, "potentials", potentials, shape, "[K]" if len(shape) == 1 else "[A, K]")
-    checks.check_same_device(OP, features=features, potentials=potentials)
-    checks.check_readable(OP, name, potentials=potentials)
     acc = checks.accumulate_dtype(features, prototypes)
-    if potentials.dtype != acc:
-        raise TypeError(
-            f"{OP}: potentials must be {acc} for these features, got {potentials.dtype}; "
-            "take them from swav_potentials, or convert them with .to"
-        )
-    return potentials.detach().expand(num_crops, num_prototypes).contiguous()
+    return check_potentials(OP, potentials, "A", num_crops, prototypes, acc, name)

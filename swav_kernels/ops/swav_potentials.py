@@ -156,3 +156,32 @@ def check_queue(op: str, queue: Tensor | None, features: Tensor, num_crops: int)
         op, "queue", queue, (num_crops, queue.shape[1], features.shape[-1]), "[A, L, D]"
     )
     checks.check_same_device(op, features=features, queue=queue)
+
+
+def check_potentials(
+    op: str,
+    potentials: Tensor,
+    letter: str,
+    num_crops: int,
+    prototypes: Tensor,
+    acc: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """Require potentials [K], or [num_crops, K], in the dtype of the sums; returned for each crop.
+
+    `letter` is the op's for the number of crops.
+    """
+    layouts = "[K]", f"[{letter}, K]"
+    checks.check_tensor(op, "potentials", potentials, *layouts)
+    num_prototypes = prototypes.shape[0]
+    is_shared = potentials.dim() == 1
+    shape = (num_prototypes,) if is_shared else (num_crops, num_prototypes)
+    checks.check_shape(op, "potentials", potentials, shape, layouts[0 if is_shared else 1])
+    checks.check_same_device(op, prototypes=prototypes, potentials=potentials)
+    checks.check_readable(op, backend, potentials=potentials)
+    if potentials.dtype != acc:
+        raise TypeError(
+            f"{op}: potentials must be {acc} for these features, got {potentials.dtype}; "
+            "take them from swav_potentials, or convert them with .to"
+        )
+    return potentials.detach().expand(num_crops, num_prototypes).contiguous()

@@ -1,6 +1,6 @@
 """From what `row_sums` knows of predictions p and codes q to the loss and d_features.
 
-With barycentres m_i = q_i c of the assign crops i, n_v = |A without v| and w = 1 / (|A| (V-1) B):
+With barycentres m_i = q_i c of the assign crops i, n_v = |A without v| and w = `mean_weight`:
 loss = w sum_v sum_b (n_v lse_v - z_v . sum_{i != v} m_i / temperature),
 d_features_v = w / temperature (n_v p_v c - sum_{i != v} m_i).
 """
@@ -21,6 +21,7 @@ def _crop_loss_kernel(
     features_ptr, prototypes_ptr,
     p_max_ptr, p_sum_ptr, p_values_ptr, p_splits,
     q_max_ptr, q_sum_ptr, q_values_ptr, q_index_ptr, q_splits,
+    weights_ptr,  # [B], or None
     loss_ptr,  # [V, row blocks]
     d_features_ptr,  # [V, B, D], or None
     num_samples, num_prototypes, inv_temperature, d_scale,
@@ -44,6 +45,8 @@ def _crop_loss_kernel(
 
     p_max, p_sum = combined_sum(p_max_ptr, p_sum_ptr, p_rows, inside, p_stride, p_splits, BLOCK_N)
     losses = num_targets * (p_max + tl.log2(p_sum)) * LN2
+    if weights_ptr is not None:
+        weights = tl.load(weights_ptr + rows, mask=inside, other=0.0)
     for start in range(0, DIM, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         here = inside[:, None] & (d < DIM)[None, :]
@@ -78,9 +81,19 @@ def _crop_loss_kernel(
                 DIM, BLOCK_N, BLOCK_D,
             )  # fmt: skip
             d_features = d_scale * (num_targets * prediction - target)
+            if weights_ptr is not None:
+                d_features *= weights[:, None]
             tl.store(d_features_ptr + p_rows[:, None] * DIM + d[None, :], d_features, mask=here)
+    if weights_ptr is not None:
+        losses *= weights
     loss = tl.sum(tl.where(inside, losses, 0.0), 0)
     tl.store(loss_ptr + crop * tl.num_programs(0) + tl.program_id(0), loss)
+
+
+def mean_weight(assign: tuple[int, ...], num_crops: int, num_samples: int) -> float:
+    """Return w = 1 / (pairs of crops * B): a crop predicts all codes but those of its number."""
+    num_pairs = len(assign) * num_crops - sum(crop in range(num_crops) for crop in assign)
+    return 1 / (num_pairs * num_samples)
 
 
 def crop_loss(
@@ -93,8 +106,9 @@ def crop_loss(
     precision: str,
     need_features: bool,
     tiles: Tiles,
+    sample_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the loss [] and d_features [V, B, D]; B > 0."""
+    """Return the loss [] and d_features [V, B, D], samples weighted by [B]; B > 0."""
     num_crops, num_samples, dim = features.shape
     num_blocks = triton.cdiv(num_samples, tiles.block_n)
 
@@ -103,7 +117,7 @@ def crop_loss(
 
     losses = new(num_crops * num_blocks)
     d_features = new(num_crops, num_samples, dim) if need_features else None
-    weight = 1 / (len(assign) * (num_crops - 1) * num_samples)
+    weight = mean_weight(assign, num_crops, num_samples)
     _crop_loss_kernel[(num_blocks, num_crops)](
         features_ptr=features,
         prototypes_ptr=prototypes,
@@ -116,6 +130,7 @@ def crop_loss(
         q_values_ptr=q.values,
         q_index_ptr=q.index,
         q_splits=q.num_splits,
+        weights_ptr=sample_weights,
         loss_ptr=losses,
         d_features_ptr=d_features,
         num_samples=num_samples,

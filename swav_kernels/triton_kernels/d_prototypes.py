@@ -1,7 +1,8 @@
 """The gradient of the swapped loss for the prototypes, p and q formed again tile by tile.
 
 d_prototypes = w / temperature sum_v (n_v p_v - sum_{i != v} q_i)^T z_v: programs own prototypes and
-stream over the samples, so there is nothing to add atomically.
+stream over the samples, so there is nothing to add atomically. Codes are of the assign crops, or of
+a teacher's crops in their order.
 """
 
 import torch
@@ -9,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from swav_kernels.triton_kernels.crop_loss import mean_weight
 from swav_kernels.triton_kernels.launch import Tiles, dot_precision, log2_scale, split
 from swav_kernels.triton_kernels.reduce import LOG2E, dot_rows, load_block, product, sum_partials
 from swav_kernels.triton_kernels.rows import RowSums
@@ -17,12 +19,12 @@ from swav_kernels.triton_kernels.splits import combined_index, combined_log
 
 @triton.jit
 def _d_prototypes_kernel(
-    features_ptr, prototypes_ptr, f_ptr,
+    features_ptr, prototypes_ptr, teacher_ptr, teacher_prototypes_ptr, f_ptr, weights_ptr,
     p_max_ptr, p_sum_ptr, p_splits,
     q_max_ptr, q_sum_ptr, q_index_ptr, q_splits,
     out_ptr,  # [S, K, D]
     num_crops, num_samples, num_prototypes, samples_per_program, p_scale, q_scale,
-    ASSIGN: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
+    ASSIGN: tl.constexpr, DIM: tl.constexpr, TEACHER_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     STEP_D: tl.constexpr,
 ):  # fmt: skip
@@ -39,7 +41,13 @@ def _d_prototypes_kernel(
         all_codes = tl.zeros([BLOCK_K, BLOCK_N], tl.float32)
         for place in range(len(ASSIGN)):
             dots = tl.zeros([BLOCK_K, BLOCK_N], tl.float32)
-            if q_index_ptr is None:
+            if teacher_ptr is not None:
+                dots = dot_rows(
+                    teacher_prototypes_ptr, first_k, num_prototypes,
+                    teacher_ptr + place * crop_rows * TEACHER_DIM, start, num_samples,
+                    TEACHER_DIM, PRECISION, BLOCK_K, BLOCK_N, STEP_D,
+                )  # fmt: skip
+            elif q_index_ptr is None:
                 dots = dot_rows(
                     prototypes_ptr, first_k, num_prototypes,
                     features_ptr + _crop_at(place, ASSIGN) * crop_rows * DIM, start, num_samples,
@@ -59,8 +67,15 @@ def _d_prototypes_kernel(
             place = place_of(crop, ASSIGN)
             codes, num_targets = all_codes, len(ASSIGN) * 1.0
             if place >= 0:
+                own_dots = dots
+                if teacher_ptr is not None:
+                    own_dots = dot_rows(
+                        teacher_prototypes_ptr, first_k, num_prototypes,
+                        teacher_ptr + place * crop_rows * TEACHER_DIM, start, num_samples,
+                        TEACHER_DIM, PRECISION, BLOCK_K, BLOCK_N, STEP_D,
+                    )  # fmt: skip
                 codes = all_codes - _code_tile(
-                    dots, place, rows, k, f_ptr, q_max_ptr, q_sum_ptr, q_index_ptr, q_splits,
+                    own_dots, place, rows, k, f_ptr, q_max_ptr, q_sum_ptr, q_index_ptr, q_splits,
                     num_samples, num_prototypes, q_scale, len(ASSIGN), BLOCK_N,
                 )  # fmt: skip
                 num_targets = len(ASSIGN) - 1.0
@@ -69,6 +84,8 @@ def _d_prototypes_kernel(
                 num_crops * crop_rows, p_splits, BLOCK_N,
             )  # fmt: skip
             d_scores = num_targets * tl.exp2(p_scale * dots - log_sum[None, :]) - codes
+            if weights_ptr is not None:
+                d_scores *= tl.load(weights_ptr + rows, rows < num_samples, other=0.0)[None, :]
             z = load_block(crop_ptr, start, num_samples, d, DIM, BLOCK_N)
             total = product(d_scores, z, total, PRECISION)
     out = (part * tl.cast(num_prototypes, tl.int64) + k)[:, None] * DIM + d[None, :]
@@ -131,8 +148,14 @@ def d_prototypes(
     epsilon: float,
     precision: str,
     tiles: Tiles,
+    teacher: tuple[Tensor, Tensor] | None = None,
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
-    """Return d_prototypes [K, D] from the row sums of predictions p and codes q; B > 0."""
+    """Return d_prototypes [K, D] from the row sums of predictions p and codes q; B > 0.
+
+    `teacher` is features [A, B, E] and prototypes [K, E]; samples are weighted by [B].
+    """
+    teacher_features, teacher_prototypes = teacher or (None, None)
     num_crops, num_samples, dim = features.shape
     num_prototypes = prototypes.shape[0]
     num_k_tiles = triton.cdiv(num_prototypes, tiles.block_k)
@@ -144,7 +167,10 @@ def d_prototypes(
     _d_prototypes_kernel[(num_k_tiles, num_splits, num_dim_tiles)](
         features_ptr=features,
         prototypes_ptr=prototypes,
+        teacher_ptr=teacher_features,
+        teacher_prototypes_ptr=teacher_prototypes,
         f_ptr=f,
+        weights_ptr=sample_weights,
         p_max_ptr=p.maximum,
         p_sum_ptr=p.total,
         p_splits=p.num_splits,
@@ -161,6 +187,7 @@ def d_prototypes(
         q_scale=log2_scale(epsilon),
         ASSIGN=assign,
         DIM=dim,
+        TEACHER_DIM=0 if teacher_prototypes is None else teacher_prototypes.shape[1],
         PRECISION=dot_precision(precision),
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
@@ -168,5 +195,5 @@ def d_prototypes(
         STEP_D=tiles.step_d,
         **tiles.options,
     )
-    weight = 1 / (len(assign) * (num_crops - 1) * num_samples)
+    weight = mean_weight(assign, num_crops, num_samples)
     return sum_partials(out, weight / temperature)

@@ -29,10 +29,10 @@ MOST_SPLITS = 8  # each costs a read by whoever combines them
 
 @triton.jit
 def _row_sums_kernel(
-    source_ptr, prototypes_ptr, f_ptr,
+    source_ptr, prototypes_ptr, f_ptr, others_ptr,
     max_ptr, sum_ptr, index_ptr, values_ptr, deviation_ptr, nearest_ptr, nearest_score_ptr,
     num_rows, num_prototypes, prototypes_per_split, num_dim_tiles, scale,
-    DIM: tl.constexpr, PRECISION: tl.constexpr, ALIGN: tl.constexpr,
+    DIM: tl.constexpr, VALUES_DIM: tl.constexpr, PRECISION: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     STEP_D: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +50,8 @@ def _row_sums_kernel(
     nearest_score = tl.full([BLOCK_N], float("-inf"), tl.float32)
     d = dim_tile * BLOCK_D + tl.arange(0, BLOCK_D)
     # if one tile holds all dimensions, it serves both products
-    ONE_TILE: tl.constexpr = values_ptr is not None and DIM <= STEP_D and STEP_D == BLOCK_D
+    IS_SHARED: tl.constexpr = values_ptr is not None and others_ptr is None
+    ONE_TILE: tl.constexpr = IS_SHARED and DIM <= STEP_D and STEP_D == BLOCK_D
     if values_ptr is not None:
         values = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     if ONE_TILE:
@@ -88,7 +89,9 @@ def _row_sums_kernel(
             nearest = tl.where(best > nearest_score, found, nearest)
             nearest_score = best
         if values_ptr is not None:
-            if not ONE_TILE:
+            if others_ptr is not None:
+                c = load_block(others_ptr, start, num_prototypes, d, VALUES_DIM, BLOCK_K)
+            elif not ONE_TILE:
                 c = load_block(prototypes_ptr, start, num_prototypes, d, DIM, BLOCK_K)
             values = product(terms, c, values * rescale[:, None], PRECISION)
 
@@ -105,8 +108,8 @@ def _row_sums_kernel(
         tl.store(nearest_ptr + out, nearest, mask=writes)
         tl.store(nearest_score_ptr + out, nearest_score, mask=writes)
     if values_ptr is not None:
-        inside = (rows < num_rows)[:, None] & (d < DIM)[None, :]
-        tl.store(values_ptr + out[:, None] * DIM + d[None, :], values, mask=inside)
+        inside = (rows < num_rows)[:, None] & (d < VALUES_DIM)[None, :]
+        tl.store(values_ptr + out[:, None] * VALUES_DIM + d[None, :], values, mask=inside)
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,17 @@ def row_sums(
     *,
     index: bool = False,
     values: bool = False,
+    others: Tensor | None = None,
     deviation: bool = False,
     nearest: bool = False,
 ) -> RowSums:
-    """Stream over the prototypes: t = log2(e) (s / temperature + f); N > 0."""
+    """Stream over the prototypes: t = log2(e) (s / temperature + f); N > 0.
+
+    Values are sums of the scores' prototypes, or of `others` [K, D] that stand for them.
+    """
+    values_dim = scores.dim if others is None else others.shape[1]
     num_row_blocks = triton.cdiv(scores.num_rows, tiles.block_n)
-    num_dim_tiles = triton.cdiv(scores.dim, tiles.block_d) if values else 1
+    num_dim_tiles = triton.cdiv(values_dim, tiles.block_d) if values else 1
     num_splits, blocks_each = split(
         triton.cdiv(scores.num_prototypes, tiles.block_k),
         num_row_blocks * num_dim_tiles * scores.num_problems,
@@ -153,15 +161,17 @@ def row_sums(
         maximum=new(torch.float32),
         total=new(torch.float32),
         index=new(torch.int32) if index else None,
-        values=new(torch.float32, scores.dim) if values else None,
+        values=new(torch.float32, values_dim) if values else None,
         deviation=new(torch.float32) if deviation else None,
         nearest=new(torch.int32) if nearest else None,
         nearest_score=new(torch.float32) if nearest else None,
     )
     _row_sums_kernel[(num_row_blocks, num_splits * num_dim_tiles, scores.num_problems)](
         **scores.arguments(tiles),
+        VALUES_DIM=values_dim,
         BLOCK_D=tiles.block_d,
         f_ptr=f,
+        others_ptr=others,
         max_ptr=sums.maximum,
         sum_ptr=sums.total,
         index_ptr=sums.index,
