@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+importlib.import_module("swav_kernels.library")  # so that exported programs find the ops
+
 __all__ = [
     "FeatureQueue",
     "Prototypes",

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+from swav_kernels import hidden
 
 OPS = (
     "prototype_scores",
@@ -169,10 +172,12 @@ def choose_backend(
     dtype: torch.dtype,
     requested: str | None,
     caller: str | None = None,
+    **tensors: Tensor | None,
 ) -> str:
     """Pick the backend: argument, then `use_backend`, then SWAV_KERNELS_BACKEND, then auto.
 
-    `caller` is the public function to name in errors, where its kernels belong to another op.
+    `caller` is the public function to name in errors, where its kernels belong to another op. The
+    tensors are those whose derivatives must be right: under transforms the reference gives them.
 
     Raises:
         ValueError: the name is unknown, or the named backend cannot run this op on such tensors.
@@ -184,6 +189,8 @@ def choose_backend(
         source, name = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     if not isinstance(name, str) or name not in BACKENDS:
         check_backend_name(caller or op, source, name)
+    if tensors and hidden.derivatives_may_be_there():
+        name = _that_follows_transforms(caller or op, name, tensors)
     if name == "auto":
         for name in _AUTO_ORDER.get(device.type, _AUTO_ORDER_OTHER):
             if why_not(name, op, device, dtype) is None:
@@ -192,6 +199,20 @@ def choose_backend(
     reason = why_not(name, op, device, dtype)
     if reason is not None:
         raise ValueError(f"{caller or op}: backend '{name}' cannot run here: {reason}")
+    return name
+
+
+def _that_follows_transforms(op: str, name: str, tensors: dict[str, Tensor | None]) -> str:
+    """The reference is plain PyTorch, so all that torch.func does to tensors passes through it."""
+    for argument, tensor in tensors.items():
+        what = "" if tensor is None else hidden.derivatives(tensor)
+        if what and name not in ("auto", "reference"):
+            raise ValueError(
+                f"{op}: {argument} {what}, which the kernels of backend '{name}' cannot follow; "
+                "pass backend='reference' or 'auto'"
+            )
+        if what:
+            return "reference"
     return name
 
 

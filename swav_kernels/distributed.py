@@ -5,6 +5,7 @@ collective runs never depends on local data, so ranks cannot fall out of step.
 """
 
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,19 @@ def resolve_group(op: str, group: Group, gather_distributed: bool = False) -> Gr
         raise ValueError(
             f"{op}: this process is not a member of group; pass a group that contains it"
         )
+    return group
+
+
+def group_name(op: str, group: Group, gather_distributed: bool = False) -> str | None:
+    """Return the name by which `named_group` finds `resolve_group`'s: a graph holds no objects."""
+    group = resolve_group(op, group, gather_distributed)
+    return None if group is None else str(group.group_name)
+
+
+def named_group(name: str | None) -> Group:
+    """Return the group of that name, in this process or in one that loads the graph later."""
+    c10d: Any = dist.distributed_c10d
+    group: Group = None if name is None else c10d._resolve_process_group(name)
     return group
 
 

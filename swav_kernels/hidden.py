@@ -7,6 +7,11 @@ from torch.autograd import forward_ad
 FAR = 2**36  # no view of freed memory, whose address is its offset alone, lies so far from 0
 
 
+def derivatives_may_be_there() -> bool:
+    """True inside a transform of torch.func or a level of forward-mode derivatives."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def derivatives(tensor: Tensor) -> str:
     """Say what torch keeps beside a tensor that its results should have too, or nothing."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):

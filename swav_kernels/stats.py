@@ -8,6 +8,17 @@ from torch import Tensor
 
 from swav_kernels.distributed import Group, all_reduce
 
+KEYS = (
+    "loss_minus_log_k",
+    "code_entropy",
+    "mean_code_entropy",
+    "usage_entropy",
+    "prototypes_in_use",
+    "mean_max_code",
+    "marginal_residual",
+    "view_agreement",
+)
+
 
 class CodeStatistics(NamedTuple):
     """Per-row and per-prototype sums over the batch rows of the A assign crops."""
@@ -67,6 +78,17 @@ def summarise(
         "marginal_residual": residual.abs().amax(),
         "view_agreement": agreeing_sum / (samples * len(pairs)) if pairs else no_pair,
     }
+
+
+def packed(stats: dict[str, Tensor]) -> Tensor:
+    """The stats in one tensor, as an op of a graph returns them; the count is below 2^24."""
+    return torch.stack([stats[key].to(stats[KEYS[0]].dtype) for key in KEYS])
+
+
+def unpacked(values: Tensor) -> dict[str, Tensor]:
+    """The stats of `packed`, each in memory of its own."""
+    stats = dict(zip(KEYS, (x.clone() for x in values.unbind()), strict=True))
+    return {**stats, "prototypes_in_use": stats["prototypes_in_use"].to(torch.int64)}
 
 
 def _entropy(distribution: Tensor) -> Tensor:

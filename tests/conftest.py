@@ -12,12 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from depth import DEEP
 
 import swav_kernels as sk
 from swav_kernels import dispatch
 
 pytest.register_assert_rewrite("compare")  # the numbers of a failed bound in the report
 
+# whole files that the fast suite leaves out: runs of several processes, compilers, browsers, sweeps
+SLOW = {
+    "test_cuda_build", "test_torch_features", "test_trainer_backends", "test_trainer_kills",
+    "test_trainer_libraries", "test_trainer_rank_faults", "test_trainer_ranks",
+    "test_trainer_report", "test_trainer_runs", "test_trainer_sharding", "test_trainer_sweep",
+    "test_triton_compile",
+}  # fmt: skip
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU_BACKENDS = ("triton", "cuda")
 OPTIONAL_COMMANDS = ("aarch64-linux-gnu-g++", "chromium")
@@ -27,6 +35,8 @@ MARKERS = (
     "interpreted: tests interpreted Triton itself: runs under TRITON_INTERPRET=1 only",
     "float64: needs a backend that takes float64",
     "gpu: runs on a GPU only (set by conftest.py for the backends that do)",
+    "deep: runs under SWAV_TESTS_DEEP=1 only, in .ci/deep",
+    "slow: not of the fast suite, `pytest -m 'not slow'`",
     "needs(command): runs where that command is installed, and always under SWAV_TESTS_NEED_ALL=1",
 )
 
@@ -56,6 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect, rather than skip, what the chosen backends are not meant to run."""
     kept, dropped = [], []
     for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
         (kept if _is_meant_to_run(item) else dropped).append(item)
         if _backend(item) in GPU_BACKENDS and torch.cuda.is_available() and not INTERPRETED:
             item.add_marker("gpu")
@@ -81,6 +93,8 @@ def _is_meant_to_run(item: pytest.Item) -> bool:
     if needs and shutil.which(needs.args[0]) is None and "SWAV_TESTS_NEED_ALL" not in os.environ:
         return False
     if backend == "triton" and item.get_closest_marker("float64"):
+        return False
+    if item.get_closest_marker("deep") and not DEEP:
         return False
     if item.get_closest_marker("gpu") and (INTERPRETED or not torch.cuda.is_available()):
         return False

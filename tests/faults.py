@@ -1,18 +1,23 @@
 """Children of a test that a fault meets at a chosen call, as a kill or a failing disk would."""
 
+import contextlib
 import importlib
 import os
 import resource
 import signal
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.multiprocessing as mp
+from depth import count
 
-DEADLINE = 240  # seconds for a child: the machine may be busy
+DEADLINE = count(240, 3600)  # seconds for children: the machine may be busy
 CUT = -signal.SIGXFSZ  # how a child ends that `cut` has met
 
 
@@ -76,15 +81,35 @@ def meet(point: Point) -> None:
 
 def child(function: Callable[..., Any], *arguments: Any) -> int:
     """Call the function in a copy of this process; its exit code, or -signal."""
+    return children([arguments], function)[0]
+
+
+def children(arguments: Sequence[tuple[Any, ...]], function: Callable[..., Any]) -> list[int]:
+    """Call the function in copies of this process, at once; their exit codes, or -signals."""
     torch.set_num_threads(1)  # a copy of a process with a thread pool may hang
-    process = mp.get_context("fork").Process(target=_begin, args=(function, arguments))
-    process.start()
-    process.join(DEADLINE)
-    late = process.is_alive()
-    process.kill()
-    process.join()
-    assert not late, f"the child did not end within {DEADLINE} s"
-    return process.exitcode
+    context = mp.get_context("fork")
+    every = [context.Process(target=_begin, args=(function, each)) for each in arguments]
+    for process in every:
+        process.start()
+    deadline = time.monotonic() + DEADLINE
+    for process in every:
+        process.join(max(0.0, deadline - time.monotonic()))
+    late = [number for number, process in enumerate(every) if process.is_alive()]
+    for process in every:
+        process.kill()
+        process.join()
+    assert not late, f"children {late} did not end within {DEADLINE} s"
+    return [process.exitcode for process in every]
+
+
+@contextlib.contextmanager
+def heard(file: Path) -> Iterator[None]:
+    """Write what this process, a child, says into a file."""
+    with file.open("w") as opened:
+        for stream in (1, 2):
+            os.dup2(opened.fileno(), stream)
+        sys.stdout = sys.stderr = opened
+        yield
 
 
 def _begin(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 import swav_kernels as sk
 from benchmarks.cases import SHAPES
-from swav_kernels import compat, dispatch
+from swav_kernels import compat, dispatch, library
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "swav_kernels/ops": "py",
+    "swav_kernels/library": "py",
     "swav_kernels/reference": "py",
     "swav_kernels/native": "py",
     "swav_kernels/triton_kernels": "py",
@@ -39,6 +40,7 @@ def test_every_op_has_a_file_in_every_column(op: str) -> None:
         )
     assert op in SHAPES, "benchmarks/cases.py has no case of it"
     assert op in sk.__all__
+    assert op in library.OPS, "swav_kernels/library does not register it"
     kernels = (ROOT / "csrc/kernels.h").read_text()
     assert re.search(rf"\(\*{op}|\(\*\w*{op.partition('_')[0]}", kernels), "not in csrc/kernels.h"
 

@@ -4,6 +4,8 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import pytest
 from pictures import HEIGHT, LEFT, RIGHT, WIDTH, encoded, picture
 from PIL import Image
 from swav_trainer import decoding, files
+from swav_trainer.sources import webdataset
+from test_trainer_shards import member, samples, write
 
 
 def turned(orientation: int) -> bytes:
@@ -181,3 +185,25 @@ def test_memory_stays_small_whatever_the_files_say(tmp_path: Path) -> None:
         "assert most() - before < 30_000, most() - before\n"  # KiB
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+
+
+def test_hostile_pictures_in_shards_are_bad_and_the_others_are_read(tmp_path: Path) -> None:
+    """Those of the tests on files, and one that is longer than any picture."""
+    hostile = [
+        member(f"{i:03}.jpg", content) for i, content in enumerate((*BOMBS.values(), *BAD.values()))
+    ]
+    path = write(tmp_path / "x.tar", [*samples(0, 40), *hostile], tarfile.USTAR_FORMAT)
+    source = webdataset.Index([path]).source
+    assert len(source) == 40 + len(BOMBS) + len(BAD)
+    assert [row for row in range(len(source)) if source.decode(row) is not None] == list(range(40))
+
+    info, _ = member("long.jpg")
+    info.size = decoding.MOST_BYTES + 1
+    with path.open("wb") as file:
+        file.write(info.tobuf(tarfile.USTAR_FORMAT))
+        file.truncate(tarfile.BLOCKSIZE * 2 + info.size)
+    source = webdataset.Index([path]).source
+    tracemalloc.start()
+    assert source.decode(0) is None
+    assert tracemalloc.get_traced_memory()[1] < 10_000
+    tracemalloc.stop()

@@ -96,32 +96,6 @@ def test_equal_images_raise_the_alarm_under_the_sinkhorn(tmp_path: Path) -> None
     assert "collapse" in [alarm.diagnosis for alarm in trainer.watch.raised]
 
 
-# --- backends -------------------------------------------------------------------------------------
-
-
-def losses(backend: str, dtype: str, epochs: int, folder: Path) -> list[float]:
-    """The loss of every step of a run on a tiny set."""
-    settings = dataclasses.replace(
-        SHORT, backend=backend, dtype=dtype, epochs=epochs, batch_size=32, queue_length=64
-    )
-    dataset = data.load(settings)
-    few = data.Part(dataset.train.images[:320], dataset.train.labels[:320])
-    folder.mkdir()
-    trainer = Trainer(settings, dataclasses.replace(dataset, train=few), folder)
-    with Log(folder, 0, trainer.num_steps, trainer.loader.steps, 1) as log:
-        trainer.train(log)
-    return [line["loss"] for line in read(folder) if "loss" in line]
-
-
-def test_backends_train_alike(tmp_path: Path) -> None:
-    reference = losses("reference", "float64", 20, tmp_path / "a")
-    cpu = losses("cpu", "float64", 20, tmp_path / "b")
-    assert len(cpu) == 200
-    assert max(abs(a - b) for a, b in zip(reference, cpu, strict=True)) <= 1e-8
-    first = [losses(name, "float32", 1, tmp_path / name)[0] for name in ("reference", "cpu")]
-    assert abs(first[0] - first[1]) <= 1e-6 * first[0]
-
-
 # --- stopping and going on ------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from swav_trainer import (
     checkpoint,
     cli,
     config,
+    data,
     ranks,
     saved,
     shard_index,
@@ -40,12 +41,19 @@ SETTINGS = dataclasses.replace(
 FIVE = dataclasses.replace(SETTINGS, batch_size=128)  # steps an epoch, in place of ten
 
 
+IN_COLOUR = {
+    "data": "synthetic:40x24", "batch_size": 8, "crops": "2x16", "areas": ((0.3, 1.0),),
+    "queue_length": 0, "rotation": 0.0, "gamma": 0.0, "workers": 1,
+}  # fmt: skip
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def first_losses(settings: config.Config, folder: Path, steps: int) -> tuple[list[float], Trainer]:
-    trainer = Trainer(settings, small(settings), folder)
+    in_memory = settings.data == SETTINGS.data
+    trainer = Trainer(settings, small(settings) if in_memory else data.load(settings), folder)
     for group in trainer.optimizer.param_groups:
         group["foreach"] = True  # as on a GPU: all tensors of a group in one call
     trainer.model.train()
@@ -86,6 +94,8 @@ def both_ways(rank: int, settings: config.Config, folder: Path, steps: int) -> A
         ({"optimizer": "lars", "learning_rate": 0.5, "decay_vectors": True}, 3),
         ({"effective_batch": 128, "recompute": True, "heads": 2}, 3),
         ({"method": "deepcluster", "queue_length": 0, "batch_norm_group": 1}, 3),
+        ({"arch": "resnet18_cifar", **IN_COLOUR}, 2),
+        ({"arch": "vit_s16", "recompute": True, **IN_COLOUR}, 2),
     ],
 )
 def test_shards_learn_what_whole_networks_learn(
@@ -164,6 +174,31 @@ def test_a_run_goes_on_from_the_good_checkpoint_with_two_processes_and_with_one(
     assert max(abs(a - b) for a, b in zip(losses(alone), expected, strict=True)) <= 1e-8
     for name, tensor in wanted.items():
         torch.testing.assert_close(got[name], tensor, rtol=1e-6, atol=1e-8)
+
+
+def test_a_run_of_two_goes_on_in_the_shards_of_four(tmp_path: Path) -> None:
+    """And one of one, which holds the network whole, in the shards of two."""
+    run = tmp_path / "run"
+    run.mkdir()
+    wanted = run_ranks(2, tmp_path, weights_of_rank, FIVE, run, False)[0]
+    expected = losses(run)
+    for processes, before in ((4, checkpoint.PREVIOUS_SHARDS), (2, checkpoint.PREVIOUS_SHARDS)):
+        shutil.rmtree(run / checkpoint.SHARDS)
+        (run / before).rename(run / checkpoint.SHARDS)  # that of step 5
+        if processes == 2:
+            train(dataclasses.replace(FIVE, epochs=1), run, resumes=True).save()
+        kept = shutil.copytree(run / checkpoint.SHARDS, tmp_path / f"kept-{processes}")
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        got = run_ranks(processes, folder, weights_of_rank, FIVE, run, True)
+        assert json.loads((kept / "state.json").read_text())["step"] == 5
+        assert json.loads((run / checkpoint.SHARDS / "state.json").read_text())["processes"] == (
+            processes
+        )
+        assert max(abs(a - b) for a, b in zip(losses(run), expected, strict=True)) <= 1e-8
+        for state in got:
+            for name, tensor in wanted.items():
+                torch.testing.assert_close(state[name], tensor, rtol=1e-6, atol=1e-8)
 
 
 def test_torchrun_trains_in_shards_and_one_process_uses_the_run(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     All processes call it with their shards; whole tensors and state are those of the main one.
     """
     temporary = path.with_name(path.name + ".tmp")
-    ranks.tell(lambda: _clear(temporary, path))
+    ranks.tell(lambda: _clear(temporary, path, anew=True))
     try:
         _alone_or_together(
             dcp.save,
@@ -52,10 +52,12 @@ def _alone_or_together(action: Callable[..., Any], *arguments: Any, **options: A
         action(*arguments, **options, no_dist=ranks.count() == 1)
 
 
-def _clear(temporary: Path, path: Path) -> None:
-    """Remove what a save that failed has left."""
+def _clear(temporary: Path, path: Path, anew: bool = False) -> None:
+    """Remove what a save that failed has left; make the folder, where its place still is."""
     try:
         _remove(temporary)
+        if anew:
+            temporary.mkdir()  # torch would make a run's folder again that is gone, disk and all
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -95,6 +97,9 @@ def _first(error: dcp.CheckpointException) -> BaseException:
 
 
 def _cannot_write(path: Path, error: BaseException) -> TrainerError:
+    if not isinstance(error, OSError):  # torch's writer tells where it was, not what happened
+        first = str(error).strip().partition("\n")[0]
+        error = OSError(0, f"the disk took a part of it only, or none ({first})")
     return checkpoint.before_is_intact(durable.cannot_write(path, error, "the checkpoint"))
 
 

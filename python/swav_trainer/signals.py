@@ -25,8 +25,11 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """Of a run that was stopped: 0 if by SIGTERM, as schedulers expect, 130 if by Ctrl-C."""
-        return 0 if self._signal == signal.SIGTERM else 130
+        """Of a run that was stopped: 130 if by Ctrl-C, else 0, as schedulers expect.
+
+        One that stops because another of its processes was asked to has got no signal.
+        """
+        return 130 if self._signal == signal.SIGINT else 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:

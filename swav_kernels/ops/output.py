@@ -11,12 +11,7 @@ def check_out(op: str, out: Tensor | None, scores: Tensor, acc: torch.dtype) -> 
     if out is None:
         return
     checks.check_tensor(op, "out", out, "[N, K]", "[A, N, K]")
-    checks.check_shape(op, "out", out, scores.shape, "the shape of scores")
-    checks.check_same_device(op, out=out, scores=scores)
-    if out.dtype != acc:
-        raise ValueError(
-            f"{op}: out must have dtype {acc}, got {out.dtype}; codes of these scores have it"
-        )
+    check_out_form(op, out, scores, acc)
     if not out.is_contiguous():
         raise ValueError(
             f"{op}: out must be contiguous, got strides {out.stride()}; pass torch.empty_like(...)"
@@ -37,6 +32,16 @@ def check_out(op: str, out: Tensor | None, scores: Tensor, acc: torch.dtype) -> 
     if not same and _overlap(out, scores):
         raise ValueError(
             f"{op}: out overlaps scores in part; pass scores itself or memory of its own"
+        )
+
+
+def check_out_form(op: str, out: Tensor, scores: Tensor, acc: torch.dtype) -> None:
+    """Require what can be seen without memory: the shape of the scores and the codes' dtype."""
+    checks.check_shape(op, "out", out, scores.shape, "the shape of scores")
+    checks.check_same_device(op, out=out, scores=scores)
+    if out.dtype != acc:
+        raise ValueError(
+            f"{op}: out must have dtype {acc}, got {out.dtype}; codes of these scores have it"
         )
 
 

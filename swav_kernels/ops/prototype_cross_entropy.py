@@ -3,16 +3,21 @@
 It runs on the kernels of `swapped_cross_entropy`, whose two crops are the halves of the rows.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from swav_kernels import checks, dispatch
+from swav_kernels.ops import route
 from swav_kernels.ops import swapped_cross_entropy as swapped
 from swav_kernels.reference import prototype_cross_entropy as reference
 
 OP = "prototype_cross_entropy"
+ASSIGN = (1, 0)  # the codes of crop 1 are predicted by crop 0, and come first
 
 
+@checks.without_autocast
 def prototype_cross_entropy(
     student_scores: Tensor,
     teacher_codes: Tensor,
@@ -50,6 +55,47 @@ def prototype_cross_entropy(
     Source: Caron et al. 2021 (DINO, arXiv 2104.14294), equation 2; Zhou et al. 2022 (iBOT, arXiv
     2111.07832), equation 2.
     """
+    if not route.is_traced():
+        return loss_of(student_scores, teacher_codes, temperature, weights, backend)
+    need = torch.is_grad_enabled() and student_scores.requires_grad
+    loss: Tensor = torch.ops.swav_kernels.prototype_cross_entropy(
+        student_scores, teacher_codes.detach(), temperature, weights, need, backend
+    )[0]
+    return loss
+
+
+def loss_of(
+    student_scores: Tensor,
+    teacher_codes: Tensor,
+    temperature: float,
+    weights: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """The loss by a backend's kernels, with autograd."""
+    name, temperature = check(student_scores, teacher_codes, temperature, weights, backend)
+    checks.check_readable(
+        OP, name, student_scores=student_scores, teacher_codes=teacher_codes, weights=weights
+    )
+    acc = checks.accumulate_dtype(student_scores, teacher_codes)
+    weights = None if weights is None else weights.detach().to(acc)
+    if name == "reference":
+        return reference.prototype_cross_entropy(
+            student_scores.to(acc), teacher_codes.detach().to(acc), temperature, weights
+        )
+    loss = swapped.run(
+        student_scores, teacher_codes, ASSIGN, temperature, name, functools.partial(halves, weights)
+    )
+    return loss * unpadded(len(student_scores)) if len(student_scores) % 2 else loss
+
+
+def check(
+    student_scores: Tensor,
+    teacher_codes: Tensor,
+    temperature: float,
+    weights: Tensor | None,
+    backend: str | None,
+) -> tuple[str, float]:
+    """Return the backend and the temperature of checked arguments."""
     checks.check_tensor(OP, "student_scores", student_scores, "[N, K]")
     checks.check_tensor(OP, "teacher_codes", teacher_codes, "[N, K]")
     checks.check_shape(OP, "teacher_codes", teacher_codes, student_scores.shape, "[N, K]")
@@ -64,30 +110,24 @@ def prototype_cross_entropy(
     name = dispatch.choose_backend(
         swapped.OP, student_scores.device,
         torch.promote_types(student_scores.dtype, teacher_codes.dtype), backend, caller=OP,
+        student_scores=student_scores, teacher_codes=teacher_codes,
     )  # fmt: skip
-    checks.check_readable(
-        OP, name, student_scores=student_scores, teacher_codes=teacher_codes, weights=weights
-    )
-    acc = checks.accumulate_dtype(student_scores, teacher_codes)
-    codes = teacher_codes.detach()
-    weights = None if weights is None else weights.detach().to(acc)
-    if name == "reference":
-        return reference.prototype_cross_entropy(
-            student_scores.to(acc), codes.to(acc), temperature, weights
-        )
-    if weights is not None:
-        codes = codes.to(acc) * weights.unsqueeze(1)  # the loss is linear in them
-    return _mean_over_rows(student_scores, codes, temperature, name)
+    return name, temperature
 
 
-def _mean_over_rows(scores: Tensor, codes: Tensor, temperature: float, name: str) -> Tensor:
+def halves(weights: Tensor | None, scores: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """The rows [N, K] as two crops, each of which predicts the codes beside it."""
+    if weights is not None:
+        codes = codes.to(weights.dtype) * weights.unsqueeze(1)  # the loss is linear in them
     num_rows, num_prototypes = scores.shape
     is_odd = num_rows % 2
     if is_odd:  # a row of no codes adds nothing, and gets no gradient
         scores = torch.cat([scores, scores.new_zeros(1, num_prototypes)])
         codes = torch.cat([codes, codes.new_zeros(1, num_prototypes)])
-    halves = (2, (num_rows + is_odd) // 2, num_prototypes)
-    # assign (1, 0): the codes of crop 1 are predicted by crop 0, and come first
-    loss = swapped.run(scores.reshape(halves), codes.reshape(halves), (1, 0), temperature, name)
-    return loss * ((num_rows + 1) / num_rows) if is_odd else loss
+    shape = (2, (num_rows + is_odd) // 2, num_prototypes)
+    return swapped.as_they_are(scores.reshape(shape), codes.reshape(shape))
+
+
+def unpadded(num_rows: int) -> float:
+    """What makes the mean over the rows of `halves`, N + 1 for an odd N, one over N rows."""
+    return (num_rows + num_rows % 2) / max(num_rows, 1)

@@ -3,24 +3,17 @@
 Its Sinkhorn is that of `swav_potentials`; the loss has kernels of its own.
 """
 
-from types import ModuleType
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from swav_kernels import checks, dispatch
-from swav_kernels.distributed import Group, warn_if_ungrouped
-from swav_kernels.ops import ready_gradient
+from swav_kernels import checks
+from swav_kernels.distributed import Group, group_name
+from swav_kernels.ops import route
+from swav_kernels.ops.prototype_distillation_loss_problem import OP, prepare
 from swav_kernels.ops.sinkhorn import DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_TEMPERATURE
-from swav_kernels.ops.swav_potentials import balance, check_potentials
-from swav_kernels.reference import prototype_distillation_loss as reference
 
-OP = "prototype_distillation_loss"
 DEFAULT_TEACHER_EPSILON = 0.07  # DINO's temperature of the teacher, after its warm-up
-NO_CROP = -1  # in `assign`: codes of no crop of the student, so that every crop predicts them
 
 
 @checks.without_autocast
@@ -87,150 +80,17 @@ def prototype_distillation_loss(
     arXiv 2111.07832), equation 2; the Sinkhorn in their place: Oquab et al. 2023 (DINOv2, arXiv
     2304.07193), section 4.
     """
-    _check_sides(student_features, student_prototypes, teacher_features, teacher_prototypes)
-    temperature = checks.check_scale(OP, "temperature", temperature)
-    epsilon = checks.check_scale(OP, "epsilon", epsilon)
-    iterations = checks.check_iterations(OP, iterations, 1)
-    checks.check_precision(OP, precision)
-    is_rows = student_features.dim() == 2
-    tensors = {
-        "student_features": student_features, "student_prototypes": student_prototypes,
-        "teacher_features": teacher_features, "teacher_prototypes": teacher_prototypes,
-    }  # fmt: skip
-    acc = checks.accumulate_dtype(*tensors.values())
-    name = dispatch.choose_backend(OP, student_features.device, acc, backend)
-    checks.check_readable(OP, name, **tensors)
-    num_samples = student_features.shape[-2]
-    weights = _check_weights(weights, num_samples, student_features, acc, name)
-    student, student_prototypes, teacher, teacher_prototypes = (
-        x.contiguous()
-        for x in checks.promote(
-            _as_crops(student_features), student_prototypes,
-            _as_crops(teacher_features.detach()), teacher_prototypes.detach(),
-        )
-    )  # fmt: skip
-    num_teacher_crops = teacher.shape[0]
-    if potentials is None:
-        warn_if_ungrouped(OP, group)
-        rows = teacher.reshape(1, -1, teacher.shape[-1])
-        f = balance(
-            OP, rows, teacher_prototypes, epsilon, iterations, None, group, None, None, precision,
-            name,
-        ).expand(num_teacher_crops, -1).contiguous()  # fmt: skip
-    else:
-        if group is not None:
-            raise ValueError(
-                f"{OP}: group was given beside potentials, which take the Sinkhorn's place; "
-                "pass group to swav_potentials instead"
-            )
-        f = check_potentials(OP, potentials, "T", num_teacher_crops, teacher_prototypes, acc, name)
-    assign = (NO_CROP,) if is_rows else tuple(range(num_teacher_crops))
-    settings = _Settings(assign, temperature, epsilon, precision)
-    if name == "reference":
-        return reference.prototype_distillation_loss(
-            student.to(acc), student_prototypes.to(acc), teacher.to(acc),
-            teacher_prototypes.to(acc), f, weights, *settings,
-        )  # fmt: skip
-    inputs = (student, student_prototypes, teacher, teacher_prototypes, f, weights)
-    kernels = dispatch.kernels(OP, name)
-    if torch.is_grad_enabled() and (student.requires_grad or student_prototypes.requires_grad):
-        loss: Tensor = _Distillation.apply(*inputs, settings, kernels)  # type: ignore[no-untyped-call]
-        return loss
-    student, student_prototypes = student.detach(), student_prototypes.detach()
-    loss, _, _ = kernels.loss_and_gradients(
-        student, student_prototypes, *inputs[2:], *settings, False, False
-    )
+    tensors = student_features, student_prototypes, teacher_features, teacher_prototypes
+    if not route.is_traced():
+        return prepare(
+            *tensors, temperature, epsilon, iterations, potentials, weights, group, precision,
+            backend,
+        ).run()  # fmt: skip
+    grad = torch.is_grad_enabled()
+    loss: Tensor = torch.ops.swav_kernels.prototype_distillation_loss(
+        *tensors, temperature, epsilon, iterations, route.detached(potentials),
+        route.detached(weights), group_name(OP, group), precision,
+        grad and student_features.requires_grad, grad and student_prototypes.requires_grad,
+        backend,
+    )[0]  # fmt: skip
     return loss
-
-
-class _Settings(NamedTuple):
-    assign: tuple[int, ...]
-    temperature: float
-    epsilon: float
-    precision: str
-
-
-class _Distillation(torch.autograd.Function):
-    """Loss and gradients come from one pass over the scores, which are then gone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        prototypes: Tensor,
-        teacher: Tensor,
-        teacher_prototypes: Tensor,
-        f: Tensor,
-        weights: Tensor | None,
-        settings: _Settings,
-        kernels: ModuleType,
-    ) -> Tensor:
-        loss: Tensor
-        loss, d_features, d_prototypes = kernels.loss_and_gradients(
-            student, prototypes, teacher, teacher_prototypes, f, weights, *settings,
-            *ctx.needs_input_grad[:2],
-        )  # fmt: skip
-        ready_gradient.save(ctx, d_features, d_prototypes)
-        ctx.dtype = student.dtype
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ready_gradient.scaled(ctx, grad_output, ctx.dtype), *[None] * 6)
-
-
-def _check_sides(
-    student: Tensor, student_prototypes: Tensor, teacher: Tensor, teacher_prototypes: Tensor
-) -> None:
-    """Require that each side's features fit its prototypes, and the sides each other."""
-    checks.check_tensor(OP, "student_features", student, "[N, D]", "[S, B, D]")
-    is_rows = student.dim() == 2
-    checks.check_tensor(OP, "teacher_features", teacher, "[N, E]" if is_rows else "[T, B, E]")
-    checks.check_tensor(OP, "student_prototypes", student_prototypes, "[K, D]")
-    checks.check_tensor(OP, "teacher_prototypes", teacher_prototypes, "[K, E]")
-    for side, features, prototypes, letter in (
-        ("student", student, student_prototypes, "D"),
-        ("teacher", teacher, teacher_prototypes, "E"),
-    ):
-        num_prototypes, dim = prototypes.shape
-        layout = f"[N, {letter}]" if is_rows else f"[{side[0].upper()}, B, {letter}]"
-        checks.check_shape(OP, f"{side}_features", features, (*features.shape[:-1], dim), layout)
-        checks.check_not_empty(OP, f"{side}_prototypes", num_prototypes, "K")
-        checks.check_not_empty(OP, f"{side}_prototypes", dim, letter)
-    num_prototypes, dim = student_prototypes.shape[0], teacher_prototypes.shape[1]
-    checks.check_shape(
-        OP, "teacher_prototypes", teacher_prototypes, (num_prototypes, dim), "[K, E]"
-    )
-    num_crops = 1 if is_rows else teacher.shape[0]
-    paired = (*([] if is_rows else [num_crops]), student.shape[-2], dim)
-    checks.check_shape(
-        OP, "teacher_features", teacher, paired, "[N, E]" if is_rows else "[T, B, E]"
-    )
-    if not is_rows and not (student.shape[0] >= 2 and 1 <= num_crops <= student.shape[0]):
-        raise ValueError(
-            f"{OP}: student_features must have S >= 2 crops and teacher_features T from 1 to S, "
-            f"got S = {student.shape[0]} and T = {num_crops}; teacher crop i is the view of "
-            "student crop i, which does not predict it; paired rows are [N, D] and [N, E]"
-        )
-    checks.check_same_device(
-        OP, student_features=student, student_prototypes=student_prototypes,
-        teacher_features=teacher, teacher_prototypes=teacher_prototypes,
-    )  # fmt: skip
-
-
-def _check_weights(
-    weights: Tensor | None, num_samples: int, student: Tensor, acc: torch.dtype, backend: str
-) -> Tensor | None:
-    if weights is None:
-        return None
-    letter = "[N]" if student.dim() == 2 else "[B]"
-    checks.check_tensor(OP, "weights", weights, letter)
-    checks.check_shape(OP, "weights", weights, (num_samples,), letter)
-    checks.check_same_device(OP, student_features=student, weights=weights)
-    checks.check_readable(OP, backend, weights=weights)
-    return weights.detach().to(acc).contiguous()
-
-
-def _as_crops(features: Tensor) -> Tensor:
-    return features.unsqueeze(0) if features.dim() == 2 else features

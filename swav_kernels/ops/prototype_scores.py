@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from swav_kernels import checks, dispatch
+from swav_kernels.ops import route
 from swav_kernels.reference import prototype_scores as reference
 
 OP = "prototype_scores"
@@ -42,28 +42,76 @@ def prototype_scores(
 
     Source: Caron et al. 2020 (arXiv 2006.09882), section 3.1: z^T c in equation 2.
     """
-    checks.check_tensor(OP, "features", features, "[..., D]")
-    checks.check_tensor(OP, "prototypes", prototypes, "[K, D]")
-    num_prototypes, dim = prototypes.shape
-    checks.check_shape(OP, "features", features, (*features.shape[:-1], dim), "[..., D]")
-    checks.check_not_empty(OP, "prototypes", dim, "D")
-    checks.check_same_device(OP, features=features, prototypes=prototypes)
-    checks.check_flags(OP, normalize=normalize)
+    if not route.is_traced():
+        return scores_of(features, prototypes, normalize, backend)
     dtype = torch.promote_types(features.dtype, prototypes.dtype)
-    name = dispatch.choose_backend(OP, features.device, dtype, backend)
+    if normalize and features.is_floating_point():  # if not, the op says what is wrong
+        features = checks.normalize_rows(features)
+    scores: Tensor = torch.ops.swav_kernels.prototype_scores(features, prototypes, backend)
+    return scores.to(dtype)
+
+
+def scores_of(features: Tensor, prototypes: Tensor, normalize: bool, backend: str | None) -> Tensor:
+    """The scores by a backend's kernels, with autograd."""
+    checks.check_flags(OP, normalize=normalize)
+    dtype, name = check(features, prototypes, backend)
     checks.check_readable(OP, name, features=features, prototypes=prototypes)
+    dim = prototypes.shape[1]
     if normalize:
         features = checks.normalize_rows(features)
     flat = features if features.dim() == 2 else features.reshape(-1, dim)
-    rows, prototypes = checks.promote(flat.contiguous(), prototypes.contiguous())
+    rows, columns = checks.promote(flat.contiguous(), prototypes.contiguous())
     if name == "reference":
         acc = checks.accumulate_dtype(rows)
-        scores = reference.prototype_scores(rows.to(acc), prototypes.to(acc))
+        scores = reference.prototype_scores(rows.to(acc), columns.to(acc))
     else:
-        scores = _run(rows, prototypes, dispatch.kernels(OP, name))
+        scores = _run(rows, columns, dispatch.kernels(OP, name))
     if scores.dtype != dtype:
         scores = scores.to(dtype)
-    return scores if features.dim() == 2 else scores.view(*features.shape[:-1], num_prototypes)
+    return scores if features.dim() == 2 else scores.view(*features.shape[:-1], len(prototypes))
+
+
+def gradients_of(
+    d_scores: Tensor,
+    features: Tensor,
+    prototypes: Tensor,
+    need_features: bool,
+    need_prototypes: bool,
+    backend: str | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients [N, D] and [K, D] of scores, each None unless needed, in float32 (float64)."""
+    _, name = check(features, prototypes, backend)
+    checks.check_readable(OP, name, features=features, prototypes=prototypes, gradient=d_scores)
+    rows, columns = checks.promote(features.reshape(-1, prototypes.shape[1]), prototypes)
+    flat = d_scores.reshape(-1, len(prototypes))
+    if name != "reference":
+        kernels: Any = dispatch.kernels(OP, name)
+        found: tuple[Tensor | None, Tensor | None] = kernels.gradients(
+            flat.contiguous(), rows.contiguous(), columns.contiguous(), need_features,
+            need_prototypes,
+        )  # fmt: skip
+        return found
+    acc = checks.accumulate_dtype(rows)
+    flat, rows, columns = flat.to(acc), rows.to(acc), columns.to(acc)
+    return (
+        flat @ columns if need_features else None,
+        flat.T @ rows if need_prototypes else None,
+    )
+
+
+def check(features: Tensor, prototypes: Tensor, backend: str | None) -> tuple[torch.dtype, str]:
+    """Return the dtype of the scores and the backend that makes them."""
+    checks.check_tensor(OP, "features", features, "[..., D]")
+    checks.check_tensor(OP, "prototypes", prototypes, "[K, D]")
+    dim = prototypes.shape[1]
+    checks.check_shape(OP, "features", features, (*features.shape[:-1], dim), "[..., D]")
+    checks.check_not_empty(OP, "prototypes", dim, "D")
+    checks.check_same_device(OP, features=features, prototypes=prototypes)
+    dtype = torch.promote_types(features.dtype, prototypes.dtype)
+    name = dispatch.choose_backend(
+        OP, features.device, dtype, backend, features=features, prototypes=prototypes
+    )
+    return dtype, name
 
 
 def _run(features: Tensor, prototypes: Tensor, kernels: ModuleType) -> Tensor:
@@ -72,6 +120,12 @@ def _run(features: Tensor, prototypes: Tensor, kernels: ModuleType) -> Tensor:
     else:
         scores = kernels.scores(features.detach(), prototypes.detach())
     return scores
+
+
+def _product(rows: Tensor, columns: Tensor, kernels: ModuleType) -> Tensor:
+    """Rows @ columns.T, in the dtype of the columns."""
+    a, b = checks.promote(rows.contiguous(), columns.contiguous())
+    return _run(a, b, kernels).to(columns.dtype)
 
 
 class _PrototypeScores(torch.autograd.Function):
@@ -89,11 +143,16 @@ class _PrototypeScores(torch.autograd.Function):
         return scores
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_scores: Tensor) -> tuple[Tensor | None, ...]:
         checks.check_readable(OP, "cpu", gradient=d_scores)
         features, prototypes = ctx.saved_tensors
         need_features, need_prototypes, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # the gradients are scores too, with gradients of their own
+            d_features = _product(d_scores, prototypes.t(), ctx.kernels) if need_features else None
+            d_prototypes = (
+                _product(d_scores.t(), features.t(), ctx.kernels) if need_prototypes else None
+            )
+            return d_features, d_prototypes, None
         d_features, d_prototypes = ctx.kernels.gradients(
             d_scores.contiguous(), features, prototypes, need_features, need_prototypes
         )

@@ -1,15 +1,15 @@
 """Public op `swapped_cross_entropy`: every crop predicts the codes of the other assign crops."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.weak import TensorWeakRef
 
 from swav_kernels import checks, dispatch
-from swav_kernels.ops import ready_gradient
+from swav_kernels.ops import ready_gradient, route
 from swav_kernels.reference import swapped_cross_entropy as reference
 
 OP = "swapped_cross_entropy"
@@ -54,6 +54,41 @@ def swapped_cross_entropy(
 
     Source: Caron et al. 2020 (arXiv 2006.09882), equations 1 and 2, and section 3.2 for multi-crop.
     """
+    if not route.is_traced():
+        return loss_of(scores, codes, temperature, assign, backend)
+    need = torch.is_grad_enabled() and scores.requires_grad
+    loss: Tensor = torch.ops.swav_kernels.swapped_cross_entropy(
+        scores, codes.detach(), temperature, list(assign), need, backend
+    )[0]
+    return loss
+
+
+def loss_of(
+    scores: Tensor,
+    codes: Tensor,
+    temperature: float,
+    assign: Sequence[int],
+    backend: str | None,
+) -> Tensor:
+    """The loss by a backend's kernels, with autograd."""
+    name, temperature, crops = check(scores, codes, temperature, assign, backend)
+    checks.check_readable(OP, name, scores=scores, codes=codes)
+    if name == "reference":
+        acc = checks.accumulate_dtype(scores, codes)
+        return reference.swapped_cross_entropy(
+            scores.to(acc), codes.detach().to(acc), crops, temperature
+        )
+    return run(scores, codes, crops, temperature, name)
+
+
+def check(
+    scores: Tensor,
+    codes: Tensor,
+    temperature: float,
+    assign: Sequence[int],
+    backend: str | None,
+) -> tuple[str, float, tuple[int, ...]]:
+    """Return the backend, the temperature and the assign crops of checked arguments."""
     checks.check_tensor(OP, "scores", scores, "[V, B, K]")
     checks.check_tensor(OP, "codes", codes, "[A, B, K]")
     temperature = checks.check_scale(OP, "temperature", temperature)
@@ -63,44 +98,50 @@ def swapped_cross_entropy(
     checks.check_not_empty(OP, "scores", num_prototypes, "K")
     checks.check_same_device(OP, scores=scores, codes=codes)
     name = dispatch.choose_backend(
-        OP, scores.device, torch.promote_types(scores.dtype, codes.dtype), backend
-    )
-    checks.check_readable(OP, name, scores=scores, codes=codes)
-    codes = codes.detach()
-    if name == "reference":
-        acc = checks.accumulate_dtype(scores, codes)
-        return reference.swapped_cross_entropy(scores.to(acc), codes.to(acc), crops, temperature)
-    return run(scores, codes, crops, temperature, name)
+        OP, scores.device, torch.promote_types(scores.dtype, codes.dtype), backend,
+        scores=scores, codes=codes,
+    )  # fmt: skip
+    return name, temperature, crops
+
+
+Arrange = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def as_they_are(scores: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [V, B, K] and codes [A, B, K] in the layout and dtype of the kernels."""
+    if codes.dtype == torch.float64 or scores.dtype == torch.float64:
+        scores, codes = scores.double(), codes.double()
+    return scores.contiguous(), codes.contiguous()
 
 
 def run(
-    scores: Tensor, codes: Tensor, assign: tuple[int, ...], temperature: float, name: str
+    scores: Tensor,
+    codes: Tensor,
+    assign: tuple[int, ...],
+    temperature: float,
+    name: str,
+    arrange: Arrange = as_they_are,
 ) -> Tensor:
-    """The loss by the kernels of that name; arguments are checked and the codes detached."""
-    if codes.dtype == torch.float64 or scores.dtype == torch.float64:
-        scores, codes = scores.double(), codes.double()
-    return _SwappedCrossEntropy.run(
-        scores.contiguous(), codes.contiguous(), assign, temperature, dispatch.kernels(OP, name)
+    """The loss by the kernels of that name; arguments are checked.
+
+    `arrange` brings scores and codes into the kernels' form.
+    """
+    kernels = dispatch.kernels(OP, name)
+    arranged = arrange(scores, codes.detach())
+    if not (torch.is_grad_enabled() and scores.requires_grad):
+        loss: Tensor = kernels.loss_and_gradient(
+            arranged[0].detach(), arranged[1], assign, temperature, False
+        )[0]
+        return loss
+    kept = TensorWeakRef(scores), TensorWeakRef(codes)
+    loss = _SwappedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        *arranged, assign, temperature, kernels, kept, arrange
     )
+    return loss  # noqa: RET504  # its type is Tensor
 
 
 class _SwappedCrossEntropy(torch.autograd.Function):
     """Loss and d_scores come from one sweep, so the forward pass already holds the gradient."""
-
-    @classmethod
-    def run(
-        cls,
-        scores: Tensor,
-        codes: Tensor,
-        assign: tuple[int, ...],
-        temperature: float,
-        kernels: ModuleType,
-    ) -> Tensor:
-        if torch.is_grad_enabled() and scores.requires_grad:
-            loss: Tensor = cls.apply(scores, codes, assign, temperature, kernels)  # type: ignore[no-untyped-call]
-        else:
-            loss = kernels.loss_and_gradient(scores.detach(), codes, assign, temperature, False)[0]
-        return loss
 
     @staticmethod
     def forward(
@@ -110,14 +151,24 @@ class _SwappedCrossEntropy(torch.autograd.Function):
         assign: tuple[int, ...],
         temperature: float,
         kernels: ModuleType,
+        kept: tuple[TensorWeakRef, ...],
+        arrange: Arrange,
     ) -> Tensor:
         loss: Tensor
         loss, d_scores = kernels.loss_and_gradient(scores, codes, assign, temperature, True)
-        ready_gradient.save(ctx, d_scores)
+        ready_gradient.save(ctx, OP, kept, d_scores)
         ctx.dtype = scores.dtype
+        ctx.reference = arrange, assign, temperature
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ready_gradient.scaled(ctx, grad_output, ctx.dtype), None, None, None, None)
+        arrange, *settings = ctx.reference
+
+        def again(scores: Tensor, codes: Tensor) -> tuple[tuple[Tensor], Tensor]:
+            acc = checks.accumulate_dtype(scores, codes)
+            scores, codes = arrange(scores, codes.detach())
+            loss = reference.swapped_cross_entropy(scores.to(acc), codes.to(acc), *settings)
+            return (scores,), loss
+
+        return (*ready_gradient.of(ctx, grad_output, ctx.dtype, again), *(None,) * 6)

@@ -1,23 +1,17 @@
 """Public op `swav_loss`: features and prototypes in, the loss out."""
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from swav_kernels import checks, dispatch
-from swav_kernels.distributed import Group, resolve_group, warn_if_ungrouped
-from swav_kernels.ops import ready_gradient
+from swav_kernels import checks
+from swav_kernels.distributed import Group, group_name
+from swav_kernels.ops import route
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.swapped_cross_entropy import DEFAULT_ASSIGN, DEFAULT_TEMPERATURE
-from swav_kernels.ops.swav_potentials import balance, check_features, check_potentials, check_queue
-from swav_kernels.reference import swav_loss as reference
-from swav_kernels.stats import CodeStatistics, summarise
-
-OP = "swav_loss"
+from swav_kernels.ops.swav_loss_problem import OP, prepare
+from swav_kernels.stats import unpacked
 
 
 @checks.without_autocast
@@ -90,128 +84,21 @@ def swav_loss(
 
     Source: Caron et al. 2020 (arXiv 2006.09882), sections 3.1 and 3.2.
     """
-    check_features(OP, features, prototypes, "[V, B, D]")
-    temperature = checks.check_scale(OP, "temperature", temperature)
-    epsilon = checks.check_scale(OP, "epsilon", epsilon)
-    iterations = checks.check_iterations(OP, iterations, 1)
-    checks.check_precision(OP, precision)
-    checks.check_flags(OP, hard=hard, normalize=normalize, return_stats=return_stats)
-    crops = checks.check_assign(OP, assign, features.shape[0])
-    check_queue(OP, queue, features, len(crops))
-    dtype = torch.promote_types(features.dtype, prototypes.dtype)
-    name = dispatch.choose_backend(OP, features.device, dtype, backend)
-    checks.check_readable(OP, name, features=features, prototypes=prototypes, queue=queue)
-    if queue is not None and queue.dtype == torch.float64:
-        queue = queue.to(dtype)  # features and prototypes alone tell what the sums run in
-    if normalize:
-        features = checks.normalize_rows(features)
-        queue = None if queue is None else checks.normalize_rows(queue.detach())
-    if potentials is None:
-        warn_if_ungrouped(OP, group)
-        assign_features = features.detach()
-        if crops == tuple(range(len(crops))):
-            assign_features = assign_features[: len(crops)]
-        else:  # not features[list(crops)]: an index tensor would synchronise host and GPU
-            assign_features = torch.stack([assign_features[crop] for crop in crops])
-        f = balance(
-            OP, assign_features, prototypes.detach(), epsilon, iterations,
-            None if queue is None else queue.detach(), group, prototype_weights, None, precision,
-            name,
+    if route.is_traced():
+        if normalize and features.is_floating_point():  # if not, the op says what is wrong
+            features = checks.normalize_rows(features)
+            queue = None if queue is None else checks.normalize_rows(queue.detach())
+        grad = torch.is_grad_enabled()
+        loss, _, _, packed = torch.ops.swav_kernels.swav_loss(
+            features, prototypes, temperature, epsilon, iterations, list(assign),
+            route.detached(queue), route.detached(potentials), group_name(OP, group), hard,
+            prototype_weights, precision, return_stats, grad and features.requires_grad,
+            grad and prototypes.requires_grad, backend,
         )  # fmt: skip
-    else:
-        f = _check_potentials(
-            potentials, len(crops), features, prototypes, queue,
-            None if return_stats else group, prototype_weights, name,
-        )  # fmt: skip
-        group = resolve_group(OP, group)
-    features, prototypes = checks.promote(features.contiguous(), prototypes.contiguous())
-    settings = _Settings(crops, temperature, epsilon, hard, precision)
-    rows: CodeStatistics | None
-    if name == "reference":
-        acc = checks.accumulate_dtype(features)
-        loss, rows = reference.swav_loss(features.to(acc), prototypes.to(acc), f, *settings)
-    else:
-        loss, rows = _run(
-            features, prototypes, f, settings, return_stats, dispatch.kernels(OP, name)
-        )
-    if not return_stats:
-        return loss
-    assert rows is not None
-    return loss, summarise(rows, loss, prototype_weights, group)
-
-
-class _Settings(NamedTuple):
-    assign: tuple[int, ...]
-    temperature: float
-    epsilon: float
-    hard: bool
-    precision: str
-
-
-def _run(
-    features: Tensor,
-    prototypes: Tensor,
-    f: Tensor,
-    settings: _Settings,
-    need_stats: bool,
-    kernels: ModuleType,
-) -> tuple[Tensor, CodeStatistics | None]:
-    if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
-        loss, *rows = _SwavLoss.apply(features, prototypes, f, settings, need_stats, kernels)  # type: ignore[no-untyped-call]
-        return loss, CodeStatistics(*rows) if need_stats else None
-    loss, _, _, statistics = kernels.loss_and_gradients(
-        features.detach(), prototypes.detach(), f, *settings, False, False, need_stats
-    )
-    return loss, statistics
-
-
-class _SwavLoss(torch.autograd.Function):
-    """Loss and gradients come from one pass over the scores, which are then gone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        prototypes: Tensor,
-        f: Tensor,
-        settings: _Settings,
-        need_stats: bool,
-        kernels: ModuleType,
-    ) -> tuple[Tensor, ...]:
-        loss, d_features, d_prototypes, statistics = kernels.loss_and_gradients(
-            features, prototypes, f, *settings, *ctx.needs_input_grad[:2], need_stats
-        )
-        ready_gradient.save(ctx, d_features, d_prototypes)
-        ctx.dtype = features.dtype
-        rows = tuple(statistics) if need_stats else ()
-        ctx.mark_non_differentiable(*rows)
-        return loss, *rows
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ready_gradient.scaled(ctx, grad_output, ctx.dtype), None, None, None, None)
-
-
-def _check_potentials(
-    potentials: Tensor,
-    num_crops: int,
-    features: Tensor,
-    prototypes: Tensor,
-    queue: Tensor | None,
-    group: Group,
-    prototype_weights: Tensor | None,
-    name: str,
-) -> Tensor:
-    for argument, value in (
-        ("queue", queue),
-        ("group", group),
-        ("prototype_weights", prototype_weights),
-    ):
-        if value is not None:
-            raise ValueError(
-                f"{OP}: {argument} was given beside potentials, which take the Sinkhorn's place; "
-                f"pass {argument} to swav_potentials instead"
-            )
-    acc = checks.accumulate_dtype(features, prototypes)
-    return check_potentials(OP, potentials, "A", num_crops, prototypes, acc, name)
+        return (loss, unpacked(packed)) if return_stats else loss
+    problem = prepare(
+        features, prototypes, temperature, epsilon, iterations, assign, queue, potentials, group,
+        hard, prototype_weights, precision, normalize, return_stats, backend,
+    )  # fmt: skip
+    loss, rows = problem.run(return_stats)
+    return (loss, problem.stats(loss, rows)) if return_stats else loss

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from swav_kernels import checks, dispatch
-from swav_kernels.distributed import Group, resolve_group
+from swav_kernels.distributed import Group, group_name, resolve_group
+from swav_kernels.ops import route
 from swav_kernels.ops.iteration import potentials
 from swav_kernels.ops.sinkhorn import DEFAULT_EPSILON, DEFAULT_ITERATIONS
 from swav_kernels.ops.weights import check_prototype_weights, check_sample_weights
@@ -14,6 +15,7 @@ from swav_kernels.reference import sinkhorn
 from swav_kernels.reference import swav_loss as reference
 
 OP = "swav_loss"  # the kernels of both halves live together
+POTENTIALS = "swav_potentials"
 
 
 @checks.without_autocast
@@ -63,27 +65,68 @@ def swav_potentials(
 
     Source: Caron et al. 2020 (arXiv 2006.09882), section 3.1.
     """
-    op = "swav_potentials"
-    check_features(op, features, prototypes, "[A, N, D]")
-    epsilon = checks.check_scale(op, "epsilon", epsilon)
-    iterations = checks.check_iterations(op, iterations, 1)
-    checks.check_precision(op, precision)
-    checks.check_flags(op, normalize=normalize)
-    check_queue(op, queue, features, features.shape[0])
-    name = dispatch.choose_backend(
-        OP, features.device, _promoted(features, prototypes, queue), backend, caller=op
+    if not route.is_indirect():
+        return potentials_of(
+            features, prototypes, epsilon, iterations, queue, group, normalize, prototype_weights,
+            sample_weights, precision, backend,
+        )  # fmt: skip
+    f: Tensor = torch.ops.swav_kernels.swav_potentials(
+        route.detached(features), route.detached(prototypes), epsilon, iterations,
+        route.detached(queue), group_name(POTENTIALS, group), normalize, prototype_weights,
+        sample_weights, precision, backend,
+    )  # fmt: skip
+    return f
+
+
+def potentials_of(
+    features: Tensor,
+    prototypes: Tensor,
+    epsilon: float,
+    iterations: int,
+    queue: Tensor | None,
+    group: Group,
+    normalize: bool,
+    prototype_weights: Tensor | None,
+    sample_weights: Tensor | None,
+    precision: str,
+    backend: str | None,
+) -> Tensor:
+    """F [A, K] by a backend's kernels."""
+    epsilon, iterations, name = check(
+        features, prototypes, epsilon, iterations, queue, normalize, precision, backend
     )
-    checks.check_readable(op, name, features=features, prototypes=prototypes, queue=queue)
+    checks.check_readable(POTENTIALS, name, features=features, prototypes=prototypes, queue=queue)
     features, prototypes = features.detach(), prototypes.detach()
-    if queue is not None:
-        queue = queue.detach()
+    queue = None if queue is None else queue.detach()
     if normalize:
         features = checks.normalize_rows(features)
         queue = None if queue is None else checks.normalize_rows(queue)
     return balance(
-        op, features, prototypes, epsilon, iterations, queue, group, prototype_weights,
+        POTENTIALS, features, prototypes, epsilon, iterations, queue, group, prototype_weights,
         sample_weights, precision, name,
     )  # fmt: skip
+
+
+def check(
+    features: Tensor,
+    prototypes: Tensor,
+    epsilon: float,
+    iterations: int,
+    queue: Tensor | None,
+    normalize: bool,
+    precision: str,
+    backend: str | None,
+) -> tuple[float, int, str]:
+    """Return epsilon, the iterations and the backend of checked arguments."""
+    check_features(POTENTIALS, features, prototypes, "[A, N, D]")
+    epsilon = checks.check_scale(POTENTIALS, "epsilon", epsilon)
+    iterations = checks.check_iterations(POTENTIALS, iterations, 1)
+    checks.check_precision(POTENTIALS, precision)
+    checks.check_flags(POTENTIALS, normalize=normalize)
+    check_queue(POTENTIALS, queue, features, features.shape[0])
+    dtype = _promoted(features, prototypes, queue)
+    name = dispatch.choose_backend(OP, features.device, dtype, backend, caller=POTENTIALS)
+    return epsilon, iterations, name
 
 
 def balance(

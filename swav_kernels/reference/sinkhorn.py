@@ -66,5 +66,6 @@ def codes(scores: Tensor, f: Tensor, epsilon: float, hard: bool) -> Tensor:
     soft = soft / soft.sum(-1, keepdim=True)  # torch leaves float32 rows up to 3e-6 off 1
     if not hard:
         return soft
-    one_hot = torch.zeros_like(soft).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
+    columns = torch.arange(logits.shape[-1], device=logits.device)
+    one_hot = (columns == logits.argmax(-1, keepdim=True)).to(soft.dtype)
     return torch.where(soft.isnan(), soft, one_hot)
