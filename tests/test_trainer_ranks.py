@@ -165,7 +165,7 @@ def torchrun(processes: int, *arguments: object, restarts: int = 0) -> subproces
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes,
         "--master-port", port, "--max-restarts", restarts, *arguments,
     ]  # fmt: skip
-    return subprocess.run(map(str, command), capture_output=True, text=True, timeout=180)
+    return subprocess.run(map(str, command), capture_output=True, text=True, timeout=600)
 
 
 def test_torchrun_trains_and_evaluates_once(tmp_path: Path) -> None:
