@@ -205,7 +205,7 @@ def bad_wheels() -> Iterator[tuple[str, dict[str, bytes | None], str]]:
     yield "library", {"swav_kernels.libs/libgomp.so.1": b""}, "libgomp.so.1 is not of the package"
     yield "missing", {"swav_kernels/py.typed": None}, "py.typed is missing"
     yield "no module", {MODULE: None}, "its compiled modules are []"
-    yield "large", {MODULE: b"\0" * 1_000_001}, "bytes are more than"
+    yield "large", {MODULE: b"\0" * 1_048_577}, "bytes are more than"
     other = METADATA.replace(f"Version: {VERSION}", "Version: 9.9").encode()
     yield "version", {f"{INFO}/METADATA": other}, "its metadata have version 9.9"
     more = METADATA.replace("numpy\n", "numpy\nRequires-Dist: scipy\n").encode()
@@ -231,7 +231,7 @@ def test_a_wheel_for_any_machine_holds_no_compiled_module(tmp_path: Path) -> Non
 def test_a_large_wheel_is_one_with_gpu_code_or_too_large(tmp_path: Path) -> None:
     large = wheel_files()
     large[MODULE] += b"\0" * 1_500_000
-    assert "more than 1,000,000" in faults(large, tmp_path)
+    assert "more than 1,048,576" in faults(large, tmp_path)
     large[MODULE] += b".nv_fatbin\0"
     assert faults(large, tmp_path) == ""
 

@@ -13,8 +13,8 @@ from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
 
-MB = 1_000_000
-LARGEST = {"cpu": 1 * MB, "cuda": 20 * MB, "any": MB // 2, "sdist": MB // 2}
+MIB = 2**20
+LARGEST = {"cpu": MIB, "cuda": 20 * MIB, "any": MIB // 2, "sdist": MIB // 2}
 PACKAGE = re.compile(
     r"swav_kernels/(\w+/)*\w+\.py"
     r"|swav_kernels/(py\.typed|_C\.pyi)"

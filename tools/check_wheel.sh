@@ -36,7 +36,7 @@ say 'contents, sizes, metadata'
   { cat "$work/twine.log"; fail 'twine finds a fault'; }
 if [ "$(uname)" = Linux ]; then
   "$python" -m auditwheel show "$wheel" >"$work/audit.log" || { cat "$work/audit.log"; exit 1; }
-  tr '\n' ' ' <"$work/audit.log" | grep -o 'consistent with the following platform tag: "[a-z0-9_]*"' ||
+  tr '\n' ' ' <"$work/audit.log" | grep -oE 'platform tag(:| to) "manylinux_[a-z0-9_]+"' ||
     { cat "$work/audit.log"; fail 'auditwheel sees no manylinux that it could be of'; }
 fi
 

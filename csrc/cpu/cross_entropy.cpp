@@ -12,6 +12,7 @@
 #include "gradient_block.h"
 #include "lane_state.h"
 #include "potentials.h"
+#include "tables.h"
 
 namespace swav::cpu::SWAV_ISA {
 namespace {
@@ -288,7 +289,7 @@ float cross_entropy(const CrossEntropyCall<float>& call) {
   return Loss<float, FeatureWord<float>>(call).run();
 }
 
-#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
+#ifdef SWAV_HAS_FLOAT64
 double cross_entropy(const CrossEntropyCall<double>& call) {
   return Loss<double, double>(call).run();
 }

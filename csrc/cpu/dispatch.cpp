@@ -38,6 +38,12 @@ struct InstructionSet {
     ISA::add_swav_loss(single, twice);                   \
     ISA::add_prototype_distillation_loss(single, twice); \
   }
+// A set without float64 takes that of AVX2
+#define SWAV_FILL_FLOAT32(ISA)                         \
+  [](Kernels<float>& single, Kernels<double>& twice) { \
+    SWAV_FILL(avx2)(single, twice);                    \
+    SWAV_FILL(ISA)(single, twice);                     \
+  }
 // What such sets are compiled for: the rest has no use for what they add
 #define SWAV_FILL_BFLOAT16(ISA)                         \
   [](Kernels<float>& single) {                          \
@@ -78,10 +84,10 @@ const InstructionSet kSets[] = {
     {"generic", always, always, SWAV_FILL(generic), nullptr},
 #ifdef SWAV_X86
     {"avx2", has_avx2, always, SWAV_FILL(avx2), nullptr},
-    {"avx512", has_avx512, always, SWAV_FILL(avx512), nullptr},
-    {"avx512bf16", has_avx512bf16, has_fast_bfloat16, SWAV_FILL(avx512),
+    {"avx512", has_avx512, always, SWAV_FILL_FLOAT32(avx512), nullptr},
+    {"avx512bf16", has_avx512bf16, has_fast_bfloat16, SWAV_FILL_FLOAT32(avx512),
      SWAV_FILL_BFLOAT16(avx512bf16)},
-    {"amx", has_amx, always, SWAV_FILL(avx512), SWAV_FILL_BFLOAT16(amx)},
+    {"amx", has_amx, always, SWAV_FILL_FLOAT32(avx512), SWAV_FILL_BFLOAT16(amx)},
 #endif
 };
 

@@ -21,7 +21,7 @@ void prototype_distillation_loss(const T* features, const T* prototypes, Teacher
 void add_prototype_distillation_loss(Kernels<float>& single,
                                      [[maybe_unused]] Kernels<double>& twice) {
   single.prototype_distillation_loss = prototype_distillation_loss<float>;
-#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
+#ifdef SWAV_HAS_FLOAT64
   twice.prototype_distillation_loss = prototype_distillation_loss<double>;
 #endif
 }

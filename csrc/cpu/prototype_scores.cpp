@@ -82,9 +82,11 @@ void add(Kernels<T>& table) {
 
 }  // namespace
 
-void add_prototype_scores(Kernels<float>& single, Kernels<double>& twice) {
+void add_prototype_scores(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   add(single);
+#ifdef SWAV_HAS_FLOAT64
   add(twice);
+#endif
 }
 
 }  // namespace swav::cpu::SWAV_ISA

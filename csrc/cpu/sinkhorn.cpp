@@ -178,9 +178,11 @@ void add(Kernels<T>& table) {
 
 }  // namespace
 
-void add_sinkhorn(Kernels<float>& single, Kernels<double>& twice) {
+void add_sinkhorn(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   add(single);
+#ifdef SWAV_HAS_FLOAT64
   add(twice);
+#endif
 }
 
 }  // namespace swav::cpu::SWAV_ISA

@@ -86,9 +86,11 @@ void loss_and_gradient(Scores scores, Scores codes, T* loss, T* d_scores, int64_
 
 }  // namespace
 
-void add_swapped_cross_entropy(Kernels<float>& single, Kernels<double>& twice) {
+void add_swapped_cross_entropy(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   single.swapped_cross_entropy = loss_and_gradient<float>;
+#ifdef SWAV_HAS_FLOAT64
   twice.swapped_cross_entropy = loss_and_gradient<double>;
+#endif
 }
 
 }  // namespace swav::cpu::SWAV_ISA

@@ -19,7 +19,7 @@ void swav_loss(const T* features, const T* prototypes, const T* f, T* loss, T* d
 
 void add_swav_loss(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   single.swav_loss = swav_loss<float>;
-#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
+#ifdef SWAV_HAS_FLOAT64
   twice.swav_loss = swav_loss<double>;
 #endif
 }

@@ -285,7 +285,7 @@ void add(Kernels<T>& table) {
 
 void add_swav_potentials(Kernels<float>& single, [[maybe_unused]] Kernels<double>& twice) {
   add(single);
-#ifndef __AVX512BF16__  // such a set is for products of bfloat16 numbers
+#ifdef SWAV_HAS_FLOAT64
   add(twice);
 #endif
 }

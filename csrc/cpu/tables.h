@@ -3,6 +3,11 @@
 
 #include "../kernels.h"
 
+// Float64 with AVX-512 is that of AVX2: a second copy is not worth its size in every wheel
+#ifndef __AVX512F__
+#define SWAV_HAS_FLOAT64
+#endif
+
 // Each op fills in its own entries; SWAV_ISA is generic, avx2, ... A set with bfloat16 products has
 // the kernels on features alone, of float32
 #define SWAV_DECLARE_OPS(ISA)                                              \
