@@ -12,7 +12,7 @@ from swav_kernels.compat import bolts, capi, dino, lightly, mmpretrain, official
 
 def with_exponent(op: str, function: Callable[..., Any], iterations: str, **more: Of) -> Call:
     """An adapter of exponentials [K, N]."""
-    name = "Q" if op.startswith("distributed_sinkhorn_") or "knopp" in op else "q"
+    name = "Q" if iterations in ("num_iter", "nmb_iters") else "q"
     exponentials = tensor(K, N, wrong=((0, N),))
     return Call(op, function, {name: exponentials, iterations: count(0), **more})
 
@@ -100,6 +100,13 @@ DROP_INS = {
     "bolts": with_exponent("sinkhorn", bolts.sinkhorn, "num_iters", self=Of("any", None)),
     "bolts distributed": with_exponent(
         "distributed_sinkhorn", bolts.distributed_sinkhorn, "num_iters",
+        self=Of("any", None), group=GROUP,
+    ),
+    "bolts 0.6": with_exponent(
+        "older_sinkhorn", bolts.older_sinkhorn, "nmb_iters", self=Of("any", None)
+    ),
+    "bolts 0.6 distributed": with_exponent(
+        "older_distributed_sinkhorn", bolts.older_distributed_sinkhorn, "nmb_iters",
         self=Of("any", None), group=GROUP,
     ),
     "dino": Call("sinkhorn_knopp_teacher", dino.sinkhorn_knopp_teacher, DINO),

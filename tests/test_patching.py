@@ -118,6 +118,16 @@ class SWAVLoss:
         return "theirs"
 """,
 }
+# of releases before 0.7: other names of arguments, before 0.6 another module and class
+BOLTS_OLDER = {
+    path: BOLTS["pl_bolts/models/self_supervised/swav/loss.py"]
+    .replace("q, num_iters: int", "Q, nmb_iters")
+    .replace("SWAVLoss", owner)
+    for path, owner in (
+        ("pl_bolts/models/self_supervised/swav/loss.py", "SWAVLoss"),
+        ("pl_bolts/models/self_supervised/swav/swav_module.py", "SwAV"),
+    )
+}
 Install = Callable[..., None]
 
 
@@ -213,6 +223,20 @@ def test_vissl_mmpretrain_and_bolts(install: Install) -> None:
     assert vissl.distributed_sinkhornknopp(q, 3, False, 1, False, False) == "theirs"
     assert mmpretrain.distributed_sinkhorn(scores, 3, 1, EPSILON) == "theirs"
     assert loss.sinkhorn(q, 3) == loss.distributed_sinkhorn(q, 3) == "theirs"
+
+
+@pytest.mark.parametrize("path", BOLTS_OLDER)
+def test_older_releases_of_bolts_keep_the_names_of_their_arguments(
+    path: str, install: Install
+) -> None:
+    install({path: BOLTS_OLDER[path]})
+    holder = module(path.removesuffix(".py").replace("/", "."))
+    loss = getattr(holder, "SWAVLoss", None) or holder.SwAV
+    wanted = scaled_scores(cosines(), 2)
+    with sk.patched("bolts"):
+        for method in (loss().sinkhorn, loss().distributed_sinkhorn):
+            assert is_near(method(Q=exponentials(cosines()), nmb_iters=2), wanted)
+    assert loss().sinkhorn(exponentials(cosines()), 2) == "theirs"
 
 
 def test_dinov2_methods(install: Install, capsys: pytest.CaptureFixture[str]) -> None:

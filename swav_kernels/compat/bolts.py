@@ -32,6 +32,29 @@ def sinkhorn(self: object, q: Tensor, num_iters: int) -> Tensor:
     return codes_of_exponentials(names, q, num_iters, gather_distributed=False).float()
 
 
+def older_sinkhorn(self: object, Q: Tensor, nmb_iters: int) -> Tensor:
+    """`sinkhorn` with the argument names of bolts 0.6 and before.
+
+    Args:
+        self: the loss, or the module `SwAV` before 0.6; not needed.
+        Q: as q of `sinkhorn`.
+        nmb_iters: as num_iters of `sinkhorn`.
+
+    Returns:
+        codes [N, K] in float32.
+
+    Raises:
+        TypeError, ValueError: as `sinkhorn`.
+
+    Example:
+        >>> import torch
+        >>> older_sinkhorn(None, torch.eye(4).div(0.05).exp(), nmb_iters=3).argmax(1).tolist()
+        [0, 1, 2, 3]
+    """
+    names = Names("older_sinkhorn", scores="Q", iterations="nmb_iters")
+    return codes_of_exponentials(names, Q, nmb_iters, gather_distributed=False).float()
+
+
 def distributed_sinkhorn(self: object, q: Tensor, num_iters: int, *, group: Group = None) -> Tensor:
     """`sinkhorn` over all ranks.
 
@@ -56,4 +79,33 @@ def distributed_sinkhorn(self: object, q: Tensor, num_iters: int, *, group: Grou
     names = Names("distributed_sinkhorn", scores="q", iterations="num_iters")
     return codes_of_exponentials(
         names, q, num_iters, gather_distributed=group is None, group=group
+    ).float()
+
+
+def older_distributed_sinkhorn(
+    self: object, Q: Tensor, nmb_iters: int, *, group: Group = None
+) -> Tensor:
+    """`distributed_sinkhorn` with the argument names of bolts 0.6 and before.
+
+    Args:
+        self: the loss, or the module `SwAV` before 0.6; not needed.
+        Q: as q of `distributed_sinkhorn`.
+        nmb_iters: as num_iters of `distributed_sinkhorn`.
+        group: as in `distributed_sinkhorn`.
+
+    Returns:
+        codes [N, K] in float32.
+
+    Raises:
+        TypeError, ValueError: as `sinkhorn`.
+
+    Example:
+        >>> import torch
+        >>> Q = torch.eye(4).div(0.05).exp()
+        >>> older_distributed_sinkhorn(None, Q, nmb_iters=3).argmax(1).tolist()
+        [0, 1, 2, 3]
+    """
+    names = Names("older_distributed_sinkhorn", scores="Q", iterations="nmb_iters")
+    return codes_of_exponentials(
+        names, Q, nmb_iters, gather_distributed=group is None, group=group
     ).float()

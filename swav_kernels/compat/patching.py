@@ -15,16 +15,17 @@ from swav_kernels.compat.targets import TARGETS, Function, Target
 
 @dataclass(frozen=True)
 class _Swap:
-    """A target that was found: the module or class that has it, and the function it is there."""
+    """A target that was found: the module or class that has it, what it is there and will be."""
 
     target: Target
     owner: ModuleType | type
     original: Function
+    replacement: Function
 
     def do(self) -> None:
         """Put the replacement wherever the original is, and say so."""
         for place, name in self._places(self.original):
-            setattr(place, name, self.target.replacement)
+            setattr(place, name, self.replacement)
             holder = place.__name__
             if isinstance(place, type):
                 holder = f"{place.__module__}.{holder}"
@@ -32,7 +33,7 @@ class _Swap:
 
     def undo(self) -> None:
         """Put the original wherever the replacement is, also in modules imported since."""
-        for place, name in self._places(self.target.replacement):
+        for place, name in self._places(self.replacement):
             setattr(place, name, self.original)
 
     def _places(self, function: Function) -> list[tuple[ModuleType | type, str]]:
@@ -56,8 +57,9 @@ def patch(code_base: str) -> None:
     Every module of the package that holds the function gets the new one; a name that other modules
     took from it before stays the old one, so patch first. Methods are swapped in their classes, for
     instances that exist too; but bolts' `SWAVLoss` takes its method as it is built, so patch before
-    that. What a version of the package lacks is skipped. lightly's `SwaVLoss`
-    stays, and calls the new Sinkhorn: `compat.lightly.SwaVLoss` is the fused one.
+    that (releases before 0.6: its `SwAV`). What a version of the package lacks is skipped.
+    lightly's `SwaVLoss` stays, and calls the new Sinkhorn: `compat.lightly.SwaVLoss` is the fused
+    one.
 
     Args:
         code_base: "lightly", "solo_learn", "vissl", "mmpretrain", "dinov2", "dinov3" or "bolts".
@@ -160,14 +162,15 @@ def _find(op: str, code_base: str, target: Target) -> _Swap | None:
     original = vars(owner).get(name) if owner is not None else None
     if original is None:
         return None
-    wanted, got = _signature(target.replacement, positional=True), _signature(original)
-    if got != wanted:
+    tested = {_signature(function, positional=True): function for function in target.replacements}
+    got = _signature(original)
+    if got not in tested:
         raise ValueError(
             f"{op}: {code_base} cannot be patched: {target.path} has the signature {got}, and "
-            f"{wanted} was tested; call the function of swav_kernels.compat yourself, or use a "
-            "version of the package that has it"
+            f"{' or '.join(tested)} was tested; call the function of swav_kernels.compat yourself, "
+            "or use a version of the package that has it"
         )
-    return _Swap(target, owner, original)
+    return _Swap(target, owner, original, tested[got])
 
 
 def _signature(function: Function, positional: bool = False) -> str:

@@ -14,11 +14,14 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Target:
-    """A function of a module, or a method `Class.name`, and what takes its place."""
+    """A function of a module, or a method `Class.name`, and what takes its place.
+
+    Of several replacements it is the one with the signature of the release that is installed.
+    """
 
     module: str
     name: str
-    replacement: Function
+    replacements: tuple[Function, ...]
 
     @property
     def path(self) -> str:
@@ -31,57 +34,62 @@ class Target:
 
 TARGETS: dict[str, tuple[Target, ...]] = {
     "lightly": (
-        Target("lightly.loss.swav_loss", "sinkhorn", lightly.sinkhorn),
-        Target("lightly.loss.msn_loss", "sinkhorn", lightly.msn_sinkhorn),
-        Target("lightly.loss.capi_loss", "sinkhorn_knopp", lightly.capi_sinkhorn_knopp),
+        Target("lightly.loss.swav_loss", "sinkhorn", (lightly.sinkhorn,)),
+        Target("lightly.loss.msn_loss", "sinkhorn", (lightly.msn_sinkhorn,)),
+        Target("lightly.loss.capi_loss", "sinkhorn_knopp", (lightly.capi_sinkhorn_knopp,)),
     ),
     "solo_learn": (
         Target(
-            "solo.utils.sinkhorn_knopp", "SinkhornKnopp.forward", solo_learn.SinkhornKnopp.forward
+            "solo.utils.sinkhorn_knopp",
+            "SinkhornKnopp.forward",
+            (solo_learn.SinkhornKnopp.forward,),
         ),
-        Target("solo.losses.swav", "swav_loss_func", solo_learn.swav_loss_func),
+        Target("solo.losses.swav", "swav_loss_func", (solo_learn.swav_loss_func,)),
     ),
     "vissl": tuple(
-        Target("vissl.losses.swav_loss", replacement.__name__, replacement)
+        Target("vissl.losses.swav_loss", replacement.__name__, (replacement,))
         for replacement in (vissl.distributed_sinkhornknopp, vissl.distributed_sinkhorn_powerlaw)
     ),
     "mmpretrain": (
         Target(
             "mmpretrain.models.losses.swav_loss",
             "distributed_sinkhorn",
-            mmpretrain.distributed_sinkhorn,
+            (mmpretrain.distributed_sinkhorn,),
         ),
     ),
     "dinov2": (
         Target(
             "dinov2.loss.dino_clstoken_loss",
             "DINOLoss.sinkhorn_knopp_teacher",
-            dino.sinkhorn_knopp_teacher,
+            (dino.sinkhorn_knopp_teacher,),
         ),
         Target(
             "dinov2.loss.ibot_patch_loss",
             "iBOTPatchLoss.sinkhorn_knopp_teacher",
-            dino.ibot_sinkhorn_knopp_teacher,
+            (dino.ibot_sinkhorn_knopp_teacher,),
         ),
     ),
     "dinov3": (
         Target(
             "dinov3.loss.dino_clstoken_loss",
             "DINOLoss.sinkhorn_knopp_teacher",
-            dino.sinkhorn_knopp_teacher_in_subgroup,
+            (dino.sinkhorn_knopp_teacher_in_subgroup,),
         ),
         Target(
             "dinov3.loss.ibot_patch_loss",
             "SinkhornKnoppTeacher.forward",
-            dino.ibot_sinkhorn_knopp_teacher_in_subgroup,
+            (dino.ibot_sinkhorn_knopp_teacher_in_subgroup,),
         ),
     ),
     "bolts": tuple(
-        Target(
-            "pl_bolts.models.self_supervised.swav.loss",
-            f"SWAVLoss.{replacement.__name__}",
-            replacement,
+        Target(f"pl_bolts.models.self_supervised.swav.{module}", f"{owner}.{name}", functions)
+        for module, owner in (("loss", "SWAVLoss"), ("swav_module", "SwAV"))  # the latter to 0.5
+        for name, functions in (
+            ("sinkhorn", (bolts.sinkhorn, bolts.older_sinkhorn)),
+            (
+                "distributed_sinkhorn",
+                (bolts.distributed_sinkhorn, bolts.older_distributed_sinkhorn),
+            ),
         )
-        for replacement in (bolts.sinkhorn, bolts.distributed_sinkhorn)
     ),
 }
