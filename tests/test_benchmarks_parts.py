@@ -9,7 +9,17 @@ import pytest
 import torch
 from swav_trainer.settings import load_preset
 
-from benchmarks import accumulation, cases, contenders, loading, measure, multicrop, one_case, step
+from benchmarks import (
+    accumulation,
+    cases,
+    contenders,
+    host,
+    loading,
+    measure,
+    multicrop,
+    one_case,
+    step,
+)
 from benchmarks.case import Shape
 
 CPU = torch.device("cpu")
@@ -154,3 +164,17 @@ def test_a_step_in_parts_takes_less_memory_than_the_whole(
     with pytest.raises(SystemExit):
         accumulation.main(["--batch", "64", "--effective-batch", "64"])
     assert "--effective-batch must be more than --batch" in capsys.readouterr().err
+
+
+def test_the_host_program_prints_calls_and_the_import(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "host.json"
+    assert host.main(["--seconds", "0", "--processes", "1", "--json", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:22].strip() for line in lines[1:3]] == ["sinkhorn", "swav_loss, forward"]
+    assert re.fullmatch(r"import swav_kernels, after torch: \d+ ms", lines[3])
+    for line in lines[1:3]:
+        ours, kernel, rest, official = map(float, line[22:].split())
+        assert abs(ours - kernel - rest) < 0.2
+        assert 0 < kernel < official
