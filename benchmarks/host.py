@@ -1,4 +1,4 @@
-"""`python -m benchmarks.host`: what small calls cost beyond their kernels, and what the import does.
+"""`python -m benchmarks.host`: what small calls cost beyond their kernels, and the import.
 
 Calls of 32 samples and 60 prototypes on one thread, where checks, backend choice, autograd and
 memory count as much as the numbers. A kernel is the compiled function, with memory and addresses
