@@ -220,3 +220,14 @@ def test_without_the_compiled_module_the_reference_runs_and_doctor_says_why(
 def test_versions_agree() -> None:
     assert native.load().__version__ == sk.__version__
     assert dispatch.why_not("cpu") is None
+
+
+def test_a_module_that_is_cut_off_anywhere_is_seen(tmp_path: Path) -> None:
+    whole = Path(native.load().__file__).read_bytes()
+    path = tmp_path / "_C.so"
+    for size in (64, 4096, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert native.is_cut_off(str(path)), size
+    for content in (whole, whole + b"signed", whole[:63], b"broken", b""):  # the loader's to judge
+        path.write_bytes(content)
+        assert not native.is_cut_off(str(path))

@@ -23,7 +23,9 @@ if [ ! -d "$dist" ]; then
   say 'an sdist, and from it both wheels'
   "$python" -m build --sdist --outdir "$dist" "$project" >"$work/build.log" 2>&1 ||
     { cat "$work/build.log"; fail 'the sdist cannot be built'; }
-  "$python" -m pip wheel --quiet --no-deps --wheel-dir "$dist" "$dist"/*.tar.gz
+  # without CUDA, as the wheels of a release
+  "$python" -m pip wheel --quiet --no-deps --wheel-dir "$dist" -C cmake.define.SWAV_CUDA=OFF \
+    "$dist"/*.tar.gz
   SWAV_PURE=1 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$dist" "$dist"/*.tar.gz
 fi
 sdist=$(ls "$dist"/swav_kernels-*.tar.gz)

@@ -6,8 +6,10 @@ the Sinkhorn, on the GPU that the tensors live on.
 
 import functools
 import importlib
+import importlib.util
+import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +26,12 @@ DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 
 @functools.cache
 def load() -> ModuleType:
     """Import the compiled module, or raise ImportError with the reason."""
+    name = "swav_kernels._C"
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is not None and spec.origin is not None and is_cut_off(spec.origin):
+        raise ImportError(f"{spec.origin} is cut off: install swav-kernels again")
     try:
-        module = importlib.import_module("swav_kernels._C")
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{error}: this install is without the compiled module, which the wheels for Linux and "
@@ -37,6 +43,23 @@ def load() -> ModuleType:
             f"{swav_kernels.__version__}: install swav-kernels again"
         )
     return module
+
+
+def is_cut_off(path: str) -> bool:
+    """Tell whether an ELF file ends before its section headers, which come last.
+
+    The system's loader would map what is not there, and the process would end with a bus error.
+    """
+    with open(path, "rb") as file:
+        header = file.read(64)
+        size = file.seek(0, 2)
+    if header[:5] != b"\x7fELF\x02" or len(header) < 64:  # the loader tells of anything else
+        return False
+    order: Literal["little", "big"] = "little" if header[5] == 1 else "big"
+    first, size_of_one, count = (
+        int.from_bytes(header[at:end], order) for at, end in ((40, 48), (58, 60), (60, 62))
+    )
+    return first + size_of_one * count > size
 
 
 def cuda_is_built() -> bool:
