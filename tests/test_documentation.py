@@ -19,7 +19,7 @@ from swav_kernels import compat, dispatch
 BLOCKS = fences("python")
 DIFFS = {
     page: "".join(fence.text for fence in fences("diff") if fence.page == page)
-    for page in {fence.page for fence in fences("diff")}
+    for page in sorted({fence.page for fence in fences("diff")})
 }
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
