@@ -128,7 +128,7 @@ compiled = functools.cache(compile_launch)  # cases share kernels
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_without_spills(monkeypatch: pytest.MonkeyPatch, name: str, target: str) -> None:
     launches = record_launches(monkeypatch, MODULES, target, CALLS[name])
-    with ThreadPoolExecutor(2) as pool:  # Triton's passes leave Python's lock to others
+    with ThreadPoolExecutor(1) as pool:  # CPython 3.11 parses wrongly in two threads at once
         results = list(pool.map(lambda launch: compiled(launch, target), launches))
     complaints = []
     for launch, result in zip(launches, results, strict=True):
