@@ -99,12 +99,16 @@ def _blur(crops: Tensor, config: Config, uniform: Uniform) -> Tensor:
         return crops
     axis = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1.0)
     kernel = torch.exp(-(axis**2) / (2 * sigma.unsqueeze(1) ** 2))
-    kernel = kernel / kernel.sum(1, keepdim=True)
-    channels = crops.shape[1]
-    kernel = kernel.repeat_interleave(channels, 0)  # a group for each channel of each crop
-    blurred = crops[rows].flatten(0, 1).unsqueeze(0)
-    groups = blurred.shape[1]
-    for shape, padding in (((1, -1), (0, BLUR_RADIUS)), ((-1, 1), (BLUR_RADIUS, 0))):
-        weight = kernel.view(groups, 1, *shape)
-        blurred = functional.conv2d(blurred, weight, padding=padding, groups=groups)
-    return crops.index_copy(0, rows, blurred.view(len(rows), *crops.shape[1:]))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).view(len(rows), 1, 1, 1, -1).unbind(-1)
+    blurred = crops[rows]
+    # tap by tap: how a convolution adds them up may depend on how many crops there are
+    for dim in (-1, -2):
+        size = blurred.shape[dim]
+        padding = (
+            (BLUR_RADIUS, BLUR_RADIUS, 0, 0) if dim == -1 else (0, 0, BLUR_RADIUS, BLUR_RADIUS)
+        )
+        padded = functional.pad(blurred, padding)
+        blurred = kernel[0] * padded.narrow(dim, 0, size)
+        for tap in range(1, len(kernel)):
+            blurred += kernel[tap] * padded.narrow(dim, tap, size)
+    return crops.index_copy(0, rows, blurred)
