@@ -216,7 +216,7 @@ def test_a_batch_far_below_k_is_told_before_the_first_step(
 
 
 def test_a_queue_that_starts_too_early_is_told(tmp_path: Path) -> None:
-    # of the first seeds the one whose usage stays farthest from a collapse, which would be told first:
+    # of the first seeds the one that stays farthest from a collapse, which would be told first:
     # rounding differs between processors, and a run follows it
     settings = dataclasses.replace(DIGITS, epochs=12, queue_length=1280, queue_start=0.0, seed=3)
     trainer = train(settings, tmp_path)

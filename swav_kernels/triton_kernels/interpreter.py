@@ -1,4 +1,4 @@
-"""What Triton's interpreter gets wrong, put right: bfloat16 in casts and in products."""
+"""What Triton's interpreter gets wrong, put right: bfloat16, and which way round products are."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def correct() -> None:
     """Patch the interpreter of this process; kernels compiled for a GPU do not see it."""
     builder = interpreter.InterpreterBuilder
     builder.cast_impl = _with_rounded_bfloat16(builder.cast_impl)
-    builder.create_dot = _with_exact_bfloat16(builder.create_dot)
+    builder.create_dot = _product
 
 
 def _widened(handle: Any) -> Any:
@@ -23,11 +23,15 @@ def _widened(handle: Any) -> Any:
     return interpreter.TensorHandle(values, tl.float32)
 
 
-def _with_exact_bfloat16(create_dot: Any) -> Any:
-    def patched(self: Any, a: Any, b: Any, acc: Any, *rest: Any) -> Any:
-        return create_dot(self, _widened(a), _widened(b), acc, *rest)
+def _product(self: Any, a: Any, b: Any, acc: Any, *_: Any) -> Any:
+    """`acc + a b`, the product rounded once.
 
-    return patched
+    A number of it then has the same bits in `a b` as in its transpose, and in blocks of any shape,
+    which a library's float32 product does not promise: kernels form a score more than once.
+    """
+    a, b = (_widened(x).data.astype(np.float64) for x in (a, b))
+    product = np.matmul(a, b).astype(acc.data.dtype)
+    return interpreter.TensorHandle(product + acc.data, acc.dtype.scalar)
 
 
 def _with_rounded_bfloat16(cast: Any) -> Any:
